@@ -1,0 +1,1 @@
+"""Where components run: scenarios, worlds, the seeded runtime, Ray, the command line."""

@@ -1,0 +1,1 @@
+"""Words: everything that can be said between components. Imports nothing of ours."""

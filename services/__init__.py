@@ -1,0 +1,1 @@
+"""What components do. Imports protocols only, and inside itself one way."""
