@@ -1,0 +1,45 @@
+"""``shatterproof audit``: run a workload for its audit alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from deploy.cli.files import write_json
+from deploy.cli.launch import load, run_scenario
+from deploy.cli.options import runtime_options, setup_logging
+from deploy.cli.render import print_audit
+from deploy.cli.session import RunOptions
+
+EPILOG = """\b
+Example:
+  shatterproof audit examples/storm.toml --runtime local
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("workloads", metavar="WORKLOAD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "json_path", metavar="FILE|-", default=None, help="Write the audit as JSON; - is standard output.")
+@runtime_options
+def audit(
+    workloads: tuple[Path, ...],
+    json_path: str | None,
+    runtime: str,
+    address: str | None,
+    shards: int,
+    seed: int | None,
+) -> int:
+    """Launch WORKLOADs and print only what the audit found; exit status 1 on a disagreement.
+
+    Cross-checks p2m, M2P, owners, accounting, pools, heap and walkers.
+    """
+    setup_logging(verbose=False, as_json=False)
+    options = RunOptions(runtime, address, shards, seed, json_path=None)
+    report = run_scenario(load(workloads, {}), options)
+    if json_path is not None:
+        write_json(report.to_json()["audit"], json_path)
+    if json_path != "-":
+        print_audit(report, Console(highlight=False, soft_wrap=True))
+    return 1 if report.violations else 0

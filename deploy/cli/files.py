@@ -1,0 +1,102 @@
+"""Files that commands write: checked before the run, complete or absent after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from protocols.control import LeafTable
+from protocols.errno import BadInputError
+from protocols.frames import unpack
+
+CSV_COLUMNS = "gfn,order,mfn,p2mt,pteflags_low12,pte_bits_63_52"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def check_directory(directory: Path, flag: str) -> None:
+    """Make the directory if need be and see that files can be written there.
+
+    Raises:
+        BadInputError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"{flag} {directory}: expected a directory to write to: {_reason(error)}"
+        ) from None
+
+
+def check_file(path: Path, flag: str) -> None:
+    """See that a file could be written at ``path``, leaving nothing there.
+
+    Raises:
+        BadInputError: it is a directory, or its directory is missing or not writable.
+    """
+    if path.is_dir():
+        raise BadInputError(f"{flag} {path}: expected a file, this is a directory")
+    if not path.parent.is_dir():
+        raise BadInputError(f"{flag} {path}: there is no directory {path.parent}")
+    check_directory(path.parent, flag)
+
+
+@contextmanager
+def whole_file(path: Path, flag: str) -> Iterator[BinaryIO]:
+    """A file that appears at ``path`` only when all of it was written."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise BadInputError(f"{flag} {path}: cannot be written: {_reason(error)}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(report: dict[str, Any], target: str) -> None:
+    """The report to a file, or to standard output for ``-``."""
+    text = json.dumps(report, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    with whole_file(Path(target), "--json") as file:
+        file.write(text.encode())
+
+
+def csv_rows(table: LeafTable) -> Iterator[str]:
+    """The lines of a dump, header first; the columns of the captures' page-table dumps."""
+    yield CSV_COLUMNS + "\n"
+    columns = (
+        unpack(table.gfns).tolist(),
+        list(table.orders),
+        unpack(table.mfns).tolist(),
+        list(table.types),
+        np.frombuffer(table.low12, dtype="<u2").tolist(),
+        np.frombuffer(table.high12, dtype="<u2").tolist(),
+    )
+    for gfn, order, mfn, p2mt, low, high in zip(*columns, strict=True):
+        yield f"{gfn:#x},{order},{mfn:#x},{p2mt},{low:#x},{high:#x}\n"
+
+
+def dump_tables(directory: Path, tables: list[LeafTable]) -> None:
+    """One CSV a domain."""
+    for table in tables:
+        with whole_file(directory / f"dom{table.domid}.csv", "--dump-p2m") as file:
+            file.write("".join(csv_rows(table)).encode())

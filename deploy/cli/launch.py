@@ -1,0 +1,105 @@
+"""``shatterproof launch``: build domains at once and see what their tables look like."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import structlog
+
+from deploy.cli.files import dump_tables, write_json
+from deploy.cli.options import output_options, runtime_options, setup_logging
+from deploy.cli.progress import ProgressDisplay
+from deploy.cli.render import print_report
+from deploy.cli.session import RunOptions, started
+from deploy.driver.launch import Launch
+from deploy.driver.report import RunReport
+from deploy.scenario.load import load_workloads
+from deploy.scenario.model import Scenario
+from deploy.world import host_config
+
+EPILOG = """\b
+Examples:
+  shatterproof launch guest.cfg --host-memory 8GiB --xen-cmdline "hap_1gb=0"
+  shatterproof launch examples/fleet.toml --shards 2 --json -
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("workloads", metavar="WORKLOAD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--host-memory", metavar="SIZE", default=None, help="Memory of the host (default 8GiB).")
+@click.option("--nodes", type=click.IntRange(1, 64), default=None, help="NUMA nodes (default 1).")
+@click.option("--xen-cmdline", metavar="TEXT", default=None, help='Xen\'s own switches, e.g. "hap_1gb=0 hap_2mb=0".')
+@click.option("--paging", type=click.Choice(["npt", "ept", "pae", "x86_32"]), default=None, help="Format of the tables (default npt).")
+@click.option("--superpages", type=click.Choice(["explicit", "opportunistic", "off"]), default=None, help="populate_physmap policy of the host (default explicit).")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), default=None, help="Record every message and p2m update.")
+@runtime_options
+@output_options
+def launch(
+    workloads: tuple[Path, ...],
+    host_memory: str | None,
+    nodes: int | None,
+    xen_cmdline: str | None,
+    paging: str | None,
+    superpages: str | None,
+    trace: Path | None,
+    runtime: str,
+    address: str | None,
+    shards: int,
+    seed: int | None,
+    dump_p2m: Path | None,
+    json_path: str | None,
+    log_json: bool,
+    verbose: bool,
+) -> int:
+    """Build the domains of WORKLOADs (xl.cfg files or TOML scenarios), all at once; then audit.
+
+    A domain that does not fit fails alone. Exit status 1 if one failed or the audit disagrees.
+    """
+    setup_logging(verbose=verbose, as_json=log_json)
+    flags = {
+        "memory": host_memory,
+        "nodes": nodes,
+        "xen_cmdline": xen_cmdline,
+        "paging": paging,
+        "superpages": superpages,
+    }
+    scenario = load(workloads, {name: value for name, value in flags.items() if value is not None})
+    options = RunOptions(runtime, address, shards, seed, trace, dump_p2m, json_path)
+    report = run_scenario(scenario, options)
+    if json_path != "-":
+        print_report(report)
+    return 0 if report.good else 1
+
+
+def load(workloads: tuple[Path, ...], flags: dict[str, str | int]) -> Scenario:
+    """The scenario of the workloads; each ignored key is one debug line."""
+    scenario, ignored = load_workloads(workloads, flags)
+    log = structlog.get_logger()
+    for source, key in ignored:
+        log.debug("key does not matter to memory, ignored", source=source, key=key)
+    return scenario
+
+
+def run_scenario(scenario: Scenario, options: RunOptions) -> RunReport:
+    """Run and write what the flags ask for; the report."""
+    options.check()
+    config = host_config(scenario.host)
+    begun = time.monotonic()
+    with ProgressDisplay(len(scenario.domains)) as progress, started(
+        options, config, progress
+    ) as runtime:
+        run = Launch(
+            scenario, config, runtime,
+            seed=options.seed or 0, keep_tables=options.dump_p2m is not None,
+            on_phase=progress.phase,
+        )  # fmt: skip
+        report = run.run()
+        report.elapsed_s = time.monotonic() - begun
+    if options.dump_p2m is not None:
+        tables = [domain.table for domain in report.domains if domain.table is not None]
+        dump_tables(options.dump_p2m, tables)
+    if options.json_path is not None:
+        write_json(report.to_json(), options.json_path)
+    return report

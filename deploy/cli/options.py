@@ -1,0 +1,78 @@
+"""Options that several commands share, and the logging that they set up."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import structlog
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def runtime_options(function: F) -> F:
+    """--runtime, --address, --shards, --seed."""
+    for option in (
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=None,
+            help="Local runtime: choose the order of messages from this seed (default: FIFO). "
+            "Also seeds random access patterns.",
+        ),
+        click.option(
+            "--shards", type=click.IntRange(1, 64), default=1, show_default=True,
+            help="Ray actors for each service.",
+        ),
+        click.option(
+            "--address", metavar="ADDR", default=None,
+            help="Use the Ray cluster at HOST:PORT (default: start a private one).",
+        ),
+        click.option(
+            "--runtime", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
+            help="Ray actors, or one seeded deterministic process.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def output_options(function: F) -> F:
+    """--dump-p2m, --json, --log-json, --verbose."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Log debug lines, too."),
+        click.option("--log-json", is_flag=True, help="Logs as JSON lines (on stderr)."),
+        click.option(
+            "--json", "json_path", metavar="FILE|-", default=None,
+            help="Write the report as JSON; - is standard output.",
+        ),
+        click.option(
+            "--dump-p2m", "dump_p2m", metavar="DIR", type=click.Path(path_type=Path), default=None,
+            help="Write the leaf entries of each domain's tables to DIR/dom<domid>.csv.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def setup_logging(*, verbose: bool, as_json: bool) -> None:
+    """Logs go to stderr: for people on a terminal, as JSON lines with --log-json."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if verbose else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,72 @@
+"""The closing table of a run, and the audit's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.driver.report import DomainStatus, RunReport
+from protocols.frames import ORDER_NAMES
+
+ROWS_MAX = 40
+"""A closing table stays on a screen: alike domains share a row, and at most so many rows."""
+
+
+def print_report(report: RunReport, console: Console | None = None) -> None:
+    """Domains, host, messages, audit."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    print_domains(report.domains, console)
+    total, free = report.host_total, report.host_free
+    if total:
+        console.print(
+            f"host: {total:,} frames, {total - free:,} used, {free:,} free "
+            f"({(total - free) / 256:,.0f} of {total / 256:,.0f} MiB)"
+        )
+    nr = sum(report.messages.values())
+    rate = nr / report.elapsed_s if report.elapsed_s else 0.0
+    console.print(f"messages: {nr:,} in {report.elapsed_s:.2f} s ({rate:,.0f}/s)")
+    print_audit(report, console)
+
+
+def print_domains(domains: Sequence[DomainStatus], console: Console) -> None:
+    """One row a domain, or a row for each kind when there are many."""
+    orders = sorted({order for domain in domains for order in domain.extents}, reverse=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("domid", justify="right")
+    table.add_column("name")
+    table.add_column("status")
+    table.add_column("memory", justify="right")
+    for order in orders:
+        table.add_column(ORDER_NAMES.get(order, str(order)), justify="right")
+    table.add_column("shatters", justify="right")
+    table.add_column("populates", justify="right")
+    for domain in domains[:ROWS_MAX]:
+        status = domain.status if domain.error is None else f"{domain.status}: {domain.error}"
+        table.add_row(
+            str(domain.domid),
+            domain.name,
+            status,
+            f"{domain.memory_kib / 1024:,.0f} MiB",
+            *(f"{domain.extents.get(order, 0):,}" for order in orders),
+            f"{domain.shatters:,}",
+            f"{domain.populate_calls:,}",
+        )
+    console.print(table)
+    rest = domains[ROWS_MAX:]
+    if rest:
+        built = sum(domain.status == "built" for domain in rest)
+        console.print(f"... and {len(rest)} more, {built} of them built")
+
+
+def print_audit(report: RunReport, console: Console) -> None:
+    """Clean, or every disagreement on a line of its own."""
+    violations = report.violations
+    checked = sum(audit.checked for audit in report.audits)
+    if not violations:
+        console.print(f"audit: clean, {checked:,} frames and entries checked")
+        return
+    console.print(f"audit: {len(violations)} violations, {checked:,} frames and entries checked")
+    for line in violations:
+        console.print(f"  {line}")

@@ -1,0 +1,106 @@
+"""``shatterproof replay``: the page tables that a real Xen's trace leads to."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from deploy.cli.files import dump_tables, write_json
+from deploy.cli.options import output_options, runtime_options, setup_logging
+from deploy.cli.progress import ProgressDisplay
+from deploy.cli.session import RunOptions, started
+from deploy.driver.replay import ReplayReport
+from deploy.driver.replay import replay as run_replay
+from deploy.scenario.model import HostSpec
+from deploy.world import host_config
+from protocols.errno import BadInputError
+from protocols.frames import ORDER_NAMES
+from services.trace.xentrace import decode_xentrace
+
+EPILOG = """\b
+Example:
+  shatterproof replay tests/data/traces/b1.pvh-64.trimmed.trace.bin.xz --runtime local --dump-p2m out
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("xentrace", metavar="XENTRACE", type=click.Path(path_type=Path))
+@click.option("--updates", metavar="N", type=click.IntRange(min=0), default=None, help="Stop after the first N p2m updates (default: all).")
+@runtime_options
+@output_options
+def replay(
+    xentrace: Path,
+    updates: int | None,
+    runtime: str,
+    address: str | None,
+    shards: int,
+    seed: int | None,
+    dump_p2m: Path | None,
+    json_path: str | None,
+    log_json: bool,
+    verbose: bool,
+) -> int:
+    """Feed the set_p2m_entry events of XENTRACE (raw, .xz or .gz) to P2M actors, in order."""
+    setup_logging(verbose=verbose, as_json=log_json)
+    options = RunOptions(runtime, address, shards, seed, None, dump_p2m, json_path)
+    options.check()
+    trace = decode_xentrace(read_trace(xentrace), str(xentrace))
+    config = host_config(HostSpec())
+    begun = time.monotonic()
+    with ProgressDisplay(0) as progress, started(options, config, progress) as started_runtime:
+        progress.phase("replay")
+        report = run_replay(trace.p2m_updates(), str(xentrace), started_runtime, updates)
+        report.elapsed_s = time.monotonic() - begun
+    if dump_p2m is not None:
+        dump_tables(dump_p2m, [domain.table for domain in report.domains])
+    if json_path is not None:
+        write_json(report.to_json(), json_path)
+    if json_path != "-":
+        _print(report)
+    return 1 if report.problems else 0
+
+
+def read_trace(path: Path) -> bytes:
+    """The bytes of a trace file, unpacked by what its first bytes say it is.
+
+    Raises:
+        BadInputError: it cannot be read or unpacked.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:6] == b"\xfd7zXZ\x00":
+            return lzma.decompress(data)
+        if data[:2] == b"\x1f\x8b":
+            return gzip.decompress(data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInputError(f"{path}: cannot be read: {reason}") from None
+    except (lzma.LZMAError, EOFError) as error:
+        raise BadInputError(f"{path}: truncated or damaged archive: {error}") from None
+    return data
+
+
+def _print(report: ReplayReport) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    orders = sorted({order for domain in report.domains for order in domain.extents}, reverse=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("domid", "updates", *(ORDER_NAMES.get(o, str(o)) for o in orders), "PoD", "shatters"):
+        table.add_column(name, justify="right")
+    for domain in report.domains:
+        table.add_row(
+            str(domain.domid),
+            f"{domain.updates:,}",
+            *(f"{domain.extents.get(order, 0):,}" for order in orders),
+            f"{domain.pod_entries:,}",
+            f"{sum(domain.shatters.values()):,}",
+        )
+    console.print(table)
+    console.print(f"replayed {report.updates:,} of {report.of:,} p2m updates in {report.elapsed_s:.2f} s")
+    for problem in report.problems:
+        console.print(f"  {problem}")

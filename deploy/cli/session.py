@@ -1,0 +1,78 @@
+"""Start the runtime that the flags ask for, with progress and trace, and stop it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.cli.files import check_directory, check_file
+from deploy.cli.progress import ProgressDisplay
+from deploy.cli.trace import MemoryRecorder, write_trace
+from deploy.runtime import Runtime
+from deploy.sim.oracles import Seeded
+from deploy.sim.runtime import SimRuntime
+from protocols.errno import BadInputError
+from services.heap.host import HostConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The flags of a run, as given."""
+
+    runtime: str
+    address: str | None
+    shards: int
+    seed: int | None
+    trace: Path | None = None
+    dump_p2m: Path | None = None
+    json_path: str | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything starts.
+
+        Raises:
+            BadInputError: a flag that contradicts another, or a place that cannot be written.
+        """
+        if self.runtime == "local" and self.address is not None:
+            raise BadInputError("--address: needs --runtime ray")
+        if self.runtime == "local" and self.shards != 1:
+            raise BadInputError("--shards: needs --runtime ray, the local one is one process")
+        if self.trace is not None:
+            check_file(self.trace, "--trace")
+        if self.json_path not in {None, "-"}:
+            check_file(Path(str(self.json_path)), "--json")
+        if self.dump_p2m is not None:
+            check_directory(self.dump_p2m, "--dump-p2m")
+
+
+@contextmanager
+def started(
+    options: RunOptions, config: HostConfig, progress: ProgressDisplay
+) -> Iterator[Runtime]:
+    """A runtime for the block; its trace is written when the block ends well."""
+    if options.runtime == "local":
+        recorder = MemoryRecorder() if options.trace is not None else None
+        oracle = None if options.seed is None else Seeded(options.seed)
+        yield SimRuntime(config, oracle=oracle, recorder=recorder, progress=progress)
+        if recorder is not None and options.trace is not None:
+            write_trace(options.trace, recorder.records, runtime="local", seed=options.seed)
+        return
+    # Ray takes over a second to import; the local runtime must not pay for it.
+    from deploy.cluster.runtime import RayCluster, RayRuntime  # noqa: PLC0415
+
+    progress.phase("starting Ray")
+    cluster = RayCluster(options.address)
+    try:
+        runtime = RayRuntime(
+            config, shards=options.shards, record=options.trace is not None, progress=progress
+        )
+        try:
+            yield runtime
+            if options.trace is not None:
+                write_trace(options.trace, runtime.journal(), runtime="ray", seed=None)
+        finally:
+            runtime.close()
+    finally:
+        cluster.close()

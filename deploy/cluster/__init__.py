@@ -1,0 +1,1 @@
+"""The Ray runtime: plain synchronous actors, one fire-and-forget call, coalesced messages."""

@@ -1,0 +1,1 @@
+"""The seeded runtime: one process, every choice made by one oracle."""

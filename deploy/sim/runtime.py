@@ -1,0 +1,143 @@
+"""Deliver envelopes one at a time, in an order that the oracle alone decides.
+
+Per-link order is kept; between links any order is possible. Without an oracle the order is global
+FIFO, which needs no look at the links at all and is the fast path.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from deploy.runtime import Progress, Recorder, RunStuckError
+from deploy.sim.oracles import Oracle
+from deploy.world import make_component
+from protocols.envelope import CLIENT, Envelope
+from protocols.message import Message, Request
+from protocols.registry import TAGS
+from services.component.component import Component
+from services.component.host import Host
+from services.heap.host import HostConfig
+
+PROGRESS_EVERY = 4096
+
+
+class SimRuntime:
+    """All components in this process."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        oracle: Oracle | None = None,
+        recorder: Recorder | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self._hosts: dict[str, Host] = {}
+        self._oracle = oracle
+        self._recorder = recorder
+        self._progress = progress
+        self._next_id = 0
+        self._kinds: Counter[type[Message]] = Counter()
+        self.nr_delivered = 0
+
+    def counts(self) -> Counter[str]:
+        """Messages delivered so far, by kind."""
+        return Counter({TAGS[kind]: nr for kind, nr in self._kinds.items()})
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def wait(self, seconds: float) -> None:
+        """No time passes here."""
+
+    def component(self, address: str) -> Component:
+        """A component, for tests that look behind the messages."""
+        return self._host(address).component
+
+    def run(self, requests: Sequence[tuple[str, Request[Message]]]) -> list[Message]:
+        """Send all requests at once and deliver until nothing is left; the replies in order.
+
+        Raises:
+            ComponentFailureError: a component failed.
+            RunStuckError: all is quiet, and somebody still waits.
+        """
+        first = self._next_id + 1
+        sent: list[Envelope] = []
+        for dst, request in requests:
+            self._next_id += 1
+            sent.append(Envelope(CLIENT, dst, self._next_id, 0, request))  # type: ignore[arg-type]
+        replies: dict[int, Message] = {}
+
+        def to_client(envelope: Envelope) -> None:
+            if self._recorder is not None:
+                self._recorder.delivered(envelope)
+            self._kinds[type(envelope.body)] += 1
+            replies[envelope.in_reply_to] = envelope.body
+            if self._progress is not None:
+                self._progress.replied(envelope.body)
+
+        if self._oracle is None:
+            self._pump_fifo(sent, to_client)
+        else:
+            self._pump_links(sent, to_client, self._oracle)
+        if len(replies) < len(sent):
+            raise RunStuckError(self._parked())
+        return [replies[number] for number in range(first, first + len(sent))]
+
+    def _host(self, address: str) -> Host:
+        host = self._hosts.get(address)
+        if host is None:
+            hook = self._recorder.p2m_update if self._recorder is not None else None
+            host = Host(make_component(address, self.config, hook))
+            self._hosts[address] = host
+        return host
+
+    def _deliver(self, envelope: Envelope) -> list[Envelope]:
+        self.nr_delivered += 1
+        self._kinds[type(envelope.body)] += 1
+        if self._recorder is not None:
+            self._recorder.delivered(envelope)
+        if self._progress is not None and self.nr_delivered % PROGRESS_EVERY == 0:
+            self._progress.delivered(self.nr_delivered)
+        host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
+        return host.deliver(envelope)
+
+    def _pump_fifo(self, sent: list[Envelope], to_client: Callable[[Envelope], None]) -> None:
+        queue = deque(sent)
+        while queue:
+            envelope = queue.popleft()
+            if envelope.dst == CLIENT:
+                to_client(envelope)
+            else:
+                queue.extend(self._deliver(envelope))
+
+    def _pump_links(
+        self, sent: list[Envelope], to_client: Callable[[Envelope], None], oracle: Oracle
+    ) -> None:
+        links: dict[tuple[str, str], deque[Envelope]] = {}
+        ready: list[deque[Envelope]] = []
+
+        def post(envelopes: list[Envelope]) -> None:
+            for envelope in envelopes:
+                queue = links.setdefault((envelope.src, envelope.dst), deque())
+                if not queue:
+                    ready.append(queue)
+                queue.append(envelope)
+
+        post(sent)
+        while ready:
+            index = oracle.choose(len(ready))
+            queue = ready[index]
+            envelope = queue.popleft()
+            if not queue:
+                ready[index] = ready[-1]
+                ready.pop()
+            if envelope.dst == CLIENT:
+                to_client(envelope)
+            else:
+                post(self._deliver(envelope))
+
+    def _parked(self) -> list[str]:
+        return [line for host in self._hosts.values() for line in host.parked()]

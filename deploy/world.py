@@ -1,0 +1,84 @@
+"""From a host specification to components, names and shards: the same for every runtime."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy.scenario.model import HostSpec
+from protocols.errno import BadInputError, ProtocolError
+from services.component.component import Component
+from services.component.context import Context, P2mUpdateHook
+from services.heap.component import Allocator
+from services.heap.host import HostConfig
+from services.p2m.component import P2m
+from services.p2m.geometry import GEOMETRIES
+from services.toolstack.component import Toolstack
+from services.walker.component import Walker
+
+SERVICES: Final = ("toolstack", "allocator", "p2m", "walker")
+RAM_START: Final = 0x100000
+"""First mfn of the modelled host: 4 GiB. Below it are Xen, dom0 and the firmware."""
+RAM_START_32BIT: Final = 0x400
+"""First mfn where a table format reaches only 4 GiB."""
+
+
+def host_config(host: HostSpec) -> HostConfig:
+    """The host as its components know it.
+
+    Raises:
+        BadInputError: HAP switched off, or more memory than the table format can name.
+    """
+    geometry = GEOMETRIES[host.paging]
+    if not host.hap:
+        raise BadInputError(
+            "xen-cmdline: hap=0 leaves no way to build a guest (no shadow paging here); "
+            "expected hap=1"
+        )
+    frames = host.memory_mib << 8
+    start = RAM_START if geometry.mfn_limit > RAM_START + frames else RAM_START_32BIT
+    if start + frames > geometry.mfn_limit:
+        limit = (geometry.mfn_limit - start) >> 8
+        raise BadInputError(
+            f"host memory {host.memory_mib} MiB: {host.paging} tables reach at most {limit} MiB"
+        )
+    allowed = {18: host.hap_1gb, 9: host.hap_2mb, 10: host.hap_2mb, 0: True}
+    orders = tuple(sorted((o for o in geometry.leaf_orders if allowed[o]), reverse=True))
+    return HostConfig(start, frames, host.nodes, host.paging, orders)
+
+
+def make_component(
+    address: str, config: HostConfig, on_p2m_update: P2mUpdateHook | None = None
+) -> Component:
+    """The component behind an address; components come into being when first spoken to.
+
+    Raises:
+        ProtocolError: an address that names no component of this world.
+    """
+    service, _, instance = address.partition("/")
+    context = Context(address, on_p2m_update)
+    if service == "p2m" and instance.isdecimal():
+        return P2m(context, config.home(int(instance)))
+    if service == "walker":
+        domid, _, vcpu = instance.partition(".")
+        if domid.isdecimal() and vcpu.isdecimal():
+            return Walker(context, int(domid), int(vcpu))
+    if service == "toolstack" and instance.isdecimal():
+        return Toolstack(context, config.nr_nodes)
+    if service == "allocator" and instance.isdecimal() and int(instance) < config.nr_nodes:
+        return Allocator(context, config, int(instance))
+    raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
+
+
+def shard_of(address: str, shards: int, nr_nodes: int) -> tuple[str, int]:
+    """(service, shard) that holds a component.
+
+    P2M and walker by domain, allocator by NUMA node, toolstack by build job.
+    """
+    service, _, instance = address.partition("/")
+    number = int(instance.partition(".")[0])
+    return service, number % shard_count(service, shards, nr_nodes)
+
+
+def shard_count(service: str, shards: int, nr_nodes: int) -> int:
+    """Shards of a service: an allocator shard without a node would be idle."""
+    return min(shards, nr_nodes) if service == "allocator" else shards

@@ -1,0 +1,104 @@
+"""Bytes to envelopes and back: the only module below the traces that knows the wire format.
+
+A batch is a msgpack array ``[version, credits, [envelope, ...]]``. Decoding checks the schema of
+every field before anything is delivered; an error names the message and the field.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from protocols.envelope import Envelope
+from protocols.errno import ProtocolError
+from protocols.message import PROTOCOL_VERSION
+from protocols.registry import MESSAGE_KINDS
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Envelopes for one receiver; ``credits`` acknowledges batches received from it."""
+
+    version: int
+    credits: int
+    envelopes: list[Envelope]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_batch_decoder: Final = msgspec.msgpack.Decoder(Batch)
+_envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
+_ENVELOPE_FIELDS: Final = ("src", "dst", "msg_id", "in_reply_to", "body")
+
+
+def encode_batch(envelopes: list[Envelope], credits: int = 0) -> bytes:  # noqa: A002
+    """The bytes of a batch."""
+    return _encoder.encode(Batch(PROTOCOL_VERSION, credits, envelopes))
+
+
+def decode_batch(data: bytes) -> Batch:
+    """The batch in ``data``.
+
+    Raises:
+        ProtocolError: bytes that are no batch of this version; names message and field.
+    """
+    try:
+        batch = _batch_decoder.decode(data)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ProtocolError(_explain(error, data, prefix=2)) from None
+    if batch.version != PROTOCOL_VERSION:
+        msg = f"batch version {batch.version}, expected {PROTOCOL_VERSION}"
+        raise ProtocolError(msg)
+    return batch
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    """One envelope alone, as traces keep it."""
+    return _encoder.encode(envelope)
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """One envelope alone.
+
+    Raises:
+        ProtocolError: as ``decode_batch``.
+    """
+    try:
+        return _envelope_decoder.decode(data)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ProtocolError(_explain(error, data, prefix=0)) from None
+
+
+def _explain(error: Exception, data: bytes, prefix: int) -> str:
+    """Turn msgspec's path of positions into the names of message and field."""
+    text = str(error)
+    match = re.search(r" - at `\$((?:\[[^\]]*\])+)`", text)
+    if match is None:
+        return text
+    try:
+        raw: Any = msgspec.msgpack.decode(data)
+    except msgspec.DecodeError:
+        return text
+    path = [int(step) if step.isdigit() else None for step in re.findall(r"\[([^\]]*)\]", text)]
+    for step in path[:prefix]:
+        raw = raw[step] if step is not None and isinstance(raw, list) else raw
+    path = path[prefix:]
+    what = text[: match.start()]
+    if not path or path[0] is None or path[0] >= len(_ENVELOPE_FIELDS):
+        return text
+    field = _ENVELOPE_FIELDS[path[0]]
+    if field != "body":
+        return f"envelope field `{field}`: {what}"
+    return _explain_body(raw, path[1:], what)
+
+
+def _explain_body(raw: Any, path: list[int | None], what: str) -> str:
+    body: Any = raw[4] if isinstance(raw, list) else None
+    tag = body[0] if isinstance(body, list) and body else "?"
+    kind = MESSAGE_KINDS.get(str(tag))
+    if kind is None or not path or path[0] is None:
+        return f"message `{tag}`: {what}"
+    names = kind.__struct_fields__
+    index = path[0] - 1
+    field = names[index] if 0 <= index < len(names) else f"#{path[0]}"
+    return f"message `{tag}`, field `{field}`: {what}"

@@ -1,0 +1,166 @@
+"""The driver of one component: an envelope in, a list of envelopes out.
+
+No clock, no I/O, no runtime. Between two deliveries the component is at rest or its activities
+are parked: at a call, at a lock, or at their own continuation. Every envelope out is caused by
+the envelope in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from protocols.control import Continuation
+from protocols.envelope import Envelope
+from protocols.errno import ComponentFailureError
+from protocols.message import Message
+from protocols.registry import TAGS
+from services.component.component import Component
+from services.component.traps import Acquire, Call, CallAll, Preempt
+
+STORY_LENGTH = 24
+
+
+class Activity:
+    """One running handler: its coroutine and the envelope that it must answer."""
+
+    __slots__ = ("cause", "coroutine", "missing", "replies", "slots")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Message], cause: Envelope) -> None:
+        self.coroutine = coroutine
+        self.cause = cause
+        self.missing = 0
+        self.replies: list[Any] = []
+        self.slots: dict[int, int] = {}
+
+    def where(self) -> str:
+        """Handler, line and what started it, for the report of who is stuck."""
+        frames: list[str] = []
+        inner: Any = self.coroutine
+        while inner is not None and getattr(inner, "cr_frame", None) is not None:
+            frames.append(f"{inner.__qualname__}:{inner.cr_frame.f_lineno}")
+            inner = inner.cr_await
+        what = TAGS[type(self.cause.body)]
+        return f"{' > '.join(frames)} for {what} {self.cause.msg_id} of {self.cause.src}"
+
+
+class Host:
+    """Drives one component."""
+
+    __slots__ = ("_component", "_handlers", "_next_id", "_parked", "_ready", "_story", "name")
+
+    def __init__(self, component: Component) -> None:
+        self.name = component.context.name
+        self._component = component
+        self._handlers = component.handlers()
+        self._ready = component.context.ready
+        self._next_id = 0
+        self._parked: dict[int, Activity] = {}
+        self._story: deque[Envelope] = deque(maxlen=STORY_LENGTH)
+
+    @property
+    def component(self) -> Component:
+        """The component behind the messages; for its runtime's own reports, never for peers."""
+        return self._component
+
+    def deliver(self, envelope: Envelope) -> list[Envelope]:
+        """Handle one envelope; the envelopes that it causes, in order.
+
+        Raises:
+            ComponentFailureError: an assertion or any other exception of a handler, with the story.
+        """
+        self._story.append(envelope)
+        out: list[Envelope] = []
+        try:
+            self._deliver(envelope, out)
+            ready = self._ready
+            while ready:
+                self._advance(ready.popleft(), None, out)
+        except ComponentFailureError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ComponentFailureError(self.name, reason, self.story()) from error
+        return out
+
+    def _deliver(self, envelope: Envelope, out: list[Envelope]) -> None:
+        body = envelope.body
+        if envelope.in_reply_to:
+            activity = self._parked.pop(envelope.in_reply_to, None)
+            assert activity is not None, (
+                f"{TAGS[type(body)]} from {envelope.src} answers {envelope.in_reply_to}, "
+                "which nobody waits for"
+            )
+            if not activity.missing:
+                self._advance(activity, body, out)
+                return
+            activity.replies[activity.slots.pop(envelope.in_reply_to)] = body
+            activity.missing -= 1
+            if not activity.missing:
+                replies, activity.replies = activity.replies, []
+                self._advance(activity, replies, out)
+            return
+        handler = self._handlers.get(type(body))
+        if handler is None:
+            assert type(body) is Continuation, f"no handler for {TAGS[type(body)]}"
+            assert envelope.src == self.name, f"a continuation from {envelope.src}"
+            self._advance(self._parked.pop(envelope.msg_id), None, out)
+            return
+        self._advance(Activity(handler(body), envelope), None, out)
+
+    def _advance(self, activity: Activity, value: Any, out: list[Envelope]) -> None:
+        try:
+            trap = activity.coroutine.send(value)
+        except StopIteration as done:
+            cause = activity.cause
+            self._next_id += 1
+            reply = cast("Any", done.value)
+            out.append(Envelope(self.name, cause.src, self._next_id, cause.msg_id, reply))
+            return
+        kind = type(trap)
+        if kind is Call:
+            self._next_id += 1
+            self._parked[self._next_id] = activity
+            out.append(Envelope(self.name, trap.dst, self._next_id, 0, trap.request))
+        elif kind is CallAll:
+            activity.missing = len(trap.calls)
+            activity.replies = [None] * activity.missing
+            for slot, (dst, request) in enumerate(trap.calls):
+                self._next_id += 1
+                self._parked[self._next_id] = activity
+                activity.slots[self._next_id] = slot
+                out.append(Envelope(self.name, dst, self._next_id, 0, request))
+        elif kind is Acquire:
+            trap.lock.park(activity, exclusive=trap.exclusive)
+        else:
+            assert kind is Preempt, f"a handler may await only the traps, not {trap!r}"
+            self._next_id += 1
+            self._parked[self._next_id] = activity
+            note = Continuation(trap.progress)
+            out.append(Envelope(self.name, self.name, self._next_id, 0, note))
+
+    @property
+    def nr_parked(self) -> int:
+        """Activities waiting for a message; 0 when the component is at rest."""
+        return len(self._parked)
+
+    def parked(self) -> list[str]:
+        """Where each parked activity stands: the report of a run that stopped."""
+        activities = {id(activity): activity for activity in self._parked.values()}
+        return [f"{self.name}: {activity.where()}" for activity in activities.values()]
+
+    def story(self) -> list[str]:
+        """The last messages received, oldest first, a line each."""
+        lines: list[str] = []
+        for envelope in self._story:
+            body = repr(envelope.body)
+            shown = body if len(body) <= 160 else body[:157] + "..."  # noqa: PLR2004
+            lines.append(f"{envelope.src} #{envelope.msg_id} -> {envelope.dst}: {shown}")
+        return lines
+
+
+def count_kinds(envelopes: list[Envelope], counts: Counter[str]) -> None:
+    """Add each envelope's message kind to the counts."""
+    for envelope in envelopes:
+        counts[TAGS[type(envelope.body)]] += 1

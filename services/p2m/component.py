@@ -1,0 +1,547 @@
+"""The P2M of a domain: decides and waits; every table change is one call into ring one.
+
+Updates hold the p2m lock exclusively, look-ups share it (Xen's p2m lock; one lock protocol so
+far). What an update made stale is flushed, and every walker in the dirty mask has acknowledged,
+before the update is answered and before a replaced table's frame returns to the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import numpy as np
+
+from protocols import envelope
+from protocols.control import LeafTable, P2mSnapshotReply, SnapshotP2m
+from protocols.errno import Errno
+from protocols.frames import (
+    INVALID_FRAME,
+    ORDER_2M,
+    PAGE_SIZE,
+    FrameArray,
+    expand,
+    pack,
+    unpack,
+)
+from protocols.heap import PodCacheRequest, SetM2p
+from protocols.memory import Status
+from protocols.p2m import (
+    P2mAddPage,
+    P2mChangeType,
+    P2mCreate,
+    P2mEntries,
+    P2mGetEntry,
+    P2mGetRoot,
+    P2mMarkPod,
+    P2mMove,
+    P2mPodCacheAdd,
+    P2mPodState,
+    P2mPoolAdd,
+    P2mPoolFrames,
+    P2mPoolRemove,
+    P2mRemovePages,
+    P2mRoot,
+    P2mSetEntry,
+    P2mTeardown,
+    P2mTranslate,
+    P2mUnmap,
+    P2mUpdated,
+    PageTableFrames,
+    ReadPageTableFrames,
+)
+from protocols.p2m_types import HOLE_TYPES, RAM_TYPES, SPECIAL_TYPES, P2mType
+from protocols.walk import (
+    FAULT_FAILED,
+    FAULT_HOLE,
+    FAULT_RETRY,
+    FaultOutcome,
+    FlushTlb,
+    NestedPageFault,
+)
+from services.component.component import Component, handles
+from services.component.context import Context
+from services.component.traps import Acquire, Call, CallAll, Preempt
+from services.p2m.geometry import GEOMETRIES
+from services.p2m.pod import PodState
+from services.p2m.table import P2mTable, SetResult
+
+R = TypeVar("R")
+
+UPDATE_FRAMES: Final = 1 << 18
+"""Frames of table work between two preemption points."""
+NO_TABLE: Final = P2mUpdated(0, -Errno.ESRCH)
+_RAM: Final = np.isin(np.arange(256), [int(t) for t in RAM_TYPES])
+_HOLE: Final = np.isin(np.arange(256), [int(t) for t in HOLE_TYPES])
+_SPECIAL: Final = np.isin(np.arange(256), [int(t) for t in SPECIAL_TYPES])
+_EMPTY: Final = np.empty(0, dtype=np.uint64)
+
+
+def invalid(nr: int) -> FrameArray:
+    """``nr`` times INVALID_MFN."""
+    return np.full(nr, INVALID_FRAME, dtype=np.uint64)
+
+
+def one(frame: int) -> FrameArray:
+    """A single frame number as an array."""
+    return np.array([frame], dtype=np.uint64)
+
+
+class P2m(Component):
+    """p2m_domain of one domain."""
+
+    def __init__(self, context: Context, home: int) -> None:
+        super().__init__(context)
+        self.home = envelope.allocator(home)
+        self.lock = context.lock("p2m")
+        self.pod = PodState()
+        self._table: P2mTable | None = None
+        self._readers: set[str] = set()
+        self._outstanding_flushes = 0
+        self._shatters: dict[int, int] = {}
+        self._nr_updates = 0
+
+    @property
+    def table(self) -> P2mTable:
+        """The tables; a request for a domain that has none was refused before."""
+        assert self._table is not None, f"{self.context.name}: no page tables"
+        return self._table
+
+    # -- life cycle --------------------------------------------------------------------------
+
+    @handles(P2mCreate)
+    async def create(self, m: P2mCreate) -> Status:
+        """p2m_init and hap_enable: the root table comes from the pool given."""
+        if self._table is not None:
+            return Status(-Errno.EEXIST)
+        pairs = unpack(m.force_4k).reshape(-1, 2).tolist()
+        table = P2mTable(
+            GEOMETRIES[m.paging],
+            m.domid,
+            allowed_orders=tuple(m.leaf_orders),
+            force_4k=[(gfn, nr) for gfn, nr in pairs],
+            record=self.context.on_p2m_update is not None,
+        )
+        table.pool_add(unpack(m.pool))
+        if not table.init_root():
+            return Status(-Errno.ENOMEM)
+        self._table = table
+        return Status(0)
+
+    @handles(P2mPoolAdd)
+    async def pool_add(self, m: P2mPoolAdd) -> Status:
+        """hap_set_allocation upwards."""
+        self.table.pool_add(unpack(m.mfns))
+        return Status(0)
+
+    @handles(P2mPoolRemove)
+    async def pool_remove(self, m: P2mPoolRemove) -> P2mPoolFrames:
+        """hap_set_allocation downwards: only free frames can go."""
+        mfns = self.table.pool_remove(m.nr)
+        return P2mPoolFrames(pack(mfns), self.table.pool_total)
+
+    @handles(P2mTeardown)
+    async def teardown(self, m: P2mTeardown) -> P2mPoolFrames:
+        """p2m_final_teardown: no walker may follow a table whose frame goes back to the heap."""
+        await Acquire(self.lock)
+        try:
+            if self._table is None:
+                return P2mPoolFrames(b"", 0)
+            await self._flush(m.domid)
+            mfns = self._table.teardown()
+            self._table = None
+            self.pod = PodState()
+            return P2mPoolFrames(pack(mfns), 0)
+        finally:
+            self.lock.release()
+
+    # -- updates -----------------------------------------------------------------------------
+
+    async def _update(self, body: Callable[[], Awaitable[P2mUpdated]]) -> P2mUpdated:
+        """Run an update under the p2m lock, if the domain has tables."""
+        await Acquire(self.lock)
+        try:
+            return NO_TABLE if self._table is None else await body()
+        finally:
+            self.lock.release()
+
+    async def _set(
+        self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int
+    ) -> tuple[SetResult, FrameArray]:
+        """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced."""
+        table = self.table
+        result = table.set_range(gfns, mfns, order, P2mType(p2mt))
+        self._nr_updates += result.nr_updates
+        for from_order, nr in result.nr_shatters.items():
+            self._shatters[from_order] = self._shatters.get(from_order, 0) + nr
+        hook = self.context.on_p2m_update
+        if hook is not None:
+            for some_gfns, some_mfns, some_order, some_type in result.updates:
+                hook(table.domid, some_order, int(some_type), some_gfns, some_mfns)
+        if result.stale:
+            await self._flush(table.domid)
+        if result.retired.size:
+            table.pool_return(result.retired)
+        return result, result.displaced_mfns
+
+    async def _flush(self, domid: int) -> None:
+        """p2m_tlb_flush_sync: every walker that may have cached something has forgotten it.
+
+        The mask is emptied before the orders go out: a walker that reads again meanwhile reads
+        the new entries and joins the next mask (see the bug where it is read once).
+        """
+        if not self._readers:
+            return
+        readers = sorted(self._readers)
+        self._readers.clear()
+        self._outstanding_flushes += 1
+        await CallAll([(reader, FlushTlb(domid)) for reader in readers])
+        self._outstanding_flushes -= 1
+
+    @handles(P2mSetEntry)
+    async def set_entry(self, m: P2mSetEntry) -> P2mUpdated:
+        """p2m_set_entry for each extent."""
+
+        async def body() -> P2mUpdated:
+            result, displaced = await self._set(
+                unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt
+            )
+            return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
+
+        return await self._update(body)
+
+    @handles(P2mAddPage)
+    async def add_page(self, m: P2mAddPage) -> P2mUpdated:
+        """p2m_add_page: extents up to the first that meets a special page (-EPERM)."""
+        return await self._update(lambda: self._add_page(m))
+
+    async def _add_page(self, m: P2mAddPage) -> P2mUpdated:
+        gfns, mfns = unpack(m.gfns), unpack(m.mfns)
+        nr, errno, pod_frames = self._addable(gfns, m.order)
+        result, displaced = await self._set(gfns[:nr], mfns[:nr], m.order, P2mType.RAM_RW)
+        partial = 0
+        if result.nr_done < nr:
+            errno = result.errno
+            partial = self._mapped_prefix(gfns[result.nr_done], mfns[result.nr_done], m.order)
+        if pod_frames.size:
+            self.pod.entry_count -= self._no_longer_pod(pod_frames)
+        return P2mUpdated(result.nr_done, -errno, pack(displaced), partial)
+
+    def _addable(self, gfns: FrameArray, order: int) -> tuple[int, Errno, FrameArray]:
+        """(leading extents that meet nothing special, errno, gfns among them that are PoD)."""
+        table = self.table
+        if not gfns.size or int(gfns.min()) > table.max_mapped_pfn:
+            return gfns.size, Errno.OK, _EMPTY
+        _, types, orders = table.get(gfns)
+        if bool(np.all(_HOLE[types] & (orders >= order))):
+            return gfns.size, Errno.OK, _EMPTY
+        frames = expand(gfns, order)
+        _, types, _ = table.get(frames)
+        special = np.flatnonzero(_SPECIAL[types])
+        nr = int(special[0]) >> order if special.size else gfns.size
+        pod = frames[: nr << order][types[: nr << order] == P2mType.POPULATE_ON_DEMAND]
+        return nr, Errno.EPERM if special.size else Errno.OK, pod
+
+    def _mapped_prefix(self, gfn: int, mfn: int, order: int) -> int:
+        """Leading frames of a failed extent that are mapped as asked."""
+        step = np.arange(1 << order, dtype=np.uint64)
+        found, _, _ = self.table.get(gfn + step)
+        wrong = np.flatnonzero(found != mfn + step)
+        return int(wrong[0]) if wrong.size else 1 << order
+
+    def _no_longer_pod(self, gfns: FrameArray) -> int:
+        _, types, _ = self.table.get(gfns)
+        return int(np.count_nonzero(types != P2mType.POPULATE_ON_DEMAND))
+
+    @handles(P2mRemovePages)
+    async def remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
+        """p2m_pod_decrease_reservation, then guest_remove_page for each page."""
+        return await self._update(lambda: self._remove_pages(m))
+
+    async def _remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
+        displaced: list[FrameArray] = []
+        extents = unpack(m.gfns)
+        table = self.table
+        _, types, orders = table.get(extents)
+        whole_pod = (types == P2mType.POPULATE_ON_DEMAND) & (orders >= m.order)
+        # Neighbours of one kind are removed together; the order of the extents is kept.
+        breaks = np.flatnonzero(np.diff(whole_pod)) + 1
+        done = 0
+        for part, is_pod in zip(
+            np.split(extents, breaks), np.split(whole_pod, breaks), strict=True
+        ):
+            if bool(is_pod[0]):
+                result, _ = await self._set(part, invalid(part.size), m.order, P2mType.INVALID)
+                self.pod.entry_count -= result.nr_done << m.order
+                nr, errno = result.nr_done, result.errno
+            else:
+                nr, errno, mfns = await self._remove_frames(part, m.order)
+                displaced.append(mfns)
+            done += nr
+            if nr < part.size:
+                return await self._removed(m.domid, done, errno, displaced)
+        return await self._removed(m.domid, done, Errno.OK, displaced)
+
+    async def _removed(
+        self, domid: int, done: int, errno: int, displaced: list[FrameArray]
+    ) -> P2mUpdated:
+        if self.pod.count > self.pod.entry_count:
+            big, small = self.pod.shrink_to_entries()
+            for order, mfns in ((ORDER_2M, big), (0, small)):
+                if mfns.size:
+                    await Call(self.home, PodCacheRequest(domid, order, pack(mfns)))
+        mfns = np.concatenate([_EMPTY, *displaced])
+        return P2mUpdated(done, -errno, pack(mfns))
+
+    async def _remove_frames(
+        self, extents: FrameArray, order: int
+    ) -> tuple[int, int, FrameArray]:
+        """4K by 4K up to the first page that cannot go: (extents done, errno, frames removed).
+
+        A frame is only reported as removed when its entry really went (XSA-247).
+        """
+        frames = expand(extents, order)
+        found, types, _ = self.table.get(frames)
+        pod = types == P2mType.POPULATE_ON_DEMAND
+        good = pod | (_RAM[types] & (found != INVALID_FRAME))
+        bad = np.flatnonzero(~good)
+        nr = int(bad[0]) if bad.size else frames.size
+        errno = _removal_errno(P2mType(int(types[nr]))) if nr < frames.size else Errno.OK
+        result, displaced = await self._set(frames[:nr], invalid(nr), 0, P2mType.INVALID)
+        self.pod.entry_count -= int(np.count_nonzero(pod[: result.nr_done]))
+        if result.nr_done < nr:
+            errno = result.errno
+        return result.nr_done >> order, errno, displaced
+
+    @handles(P2mUnmap)
+    async def unmap(self, m: P2mUnmap) -> P2mUpdated:
+        """p2m_remove_page of one page: exactly this mapping, or -EILSEQ and no change."""
+
+        async def body() -> P2mUpdated:
+            found, _, _ = self.table.get(one(m.gfn))
+            if int(found[0]) != m.mfn:
+                return P2mUpdated(0, -Errno.EILSEQ)
+            result, displaced = await self._set(one(m.gfn), invalid(1), 0, P2mType.INVALID)
+            return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
+
+        return await self._update(body)
+
+    @handles(P2mMove)
+    async def move(self, m: P2mMove) -> P2mUpdated:
+        """The page at src appears at dst and nowhere else, in one lock span (XSA-379)."""
+        return await self._update(lambda: self._move(m))
+
+    async def _move(self, m: P2mMove) -> P2mUpdated:
+        found, types, _ = self.table.get(np.array([m.src, m.dst], dtype=np.uint64))
+        if int(found[0]) != m.mfn:
+            return P2mUpdated(0, -Errno.EXDEV)
+        if _SPECIAL[types[1]]:
+            return P2mUpdated(0, -Errno.EPERM)
+        kind = int(types[0])
+        result, _ = await self._set(one(m.src), invalid(1), 0, P2mType.INVALID)
+        if result.errno:
+            return P2mUpdated(0, -result.errno)
+        result, displaced = await self._set(one(m.dst), one(m.mfn), 0, kind)
+        if result.errno:
+            # The entry at src exists at 4K by now, so putting it back needs no new table.
+            back, _ = await self._set(one(m.src), one(m.mfn), 0, kind)
+            assert not back.errno, f"domid {m.domid}: gfn {m.src:#x}: mfn {m.mfn:#x} lost"
+            return P2mUpdated(0, -result.errno)
+        if int(types[1]) == P2mType.POPULATE_ON_DEMAND:
+            self.pod.entry_count -= 1
+        return P2mUpdated(1, 0, pack(displaced))
+
+    @handles(P2mChangeType)
+    async def change_type(self, m: P2mChangeType) -> P2mUpdated:
+        """p2m_change_type_one for each gfn, after populating what is on demand (get_gfn)."""
+
+        async def body() -> P2mUpdated:
+            gfns = unpack(m.gfns)
+            for done, gfn in enumerate(gfns.tolist()):
+                if done and done % PAGE_SIZE == 0:
+                    await Preempt(done)
+                errno = await self._populate_on_demand(gfn)
+                found, types, _ = self.table.get(one(gfn))
+                if errno or not _RAM[types[0]]:
+                    return P2mUpdated(done, -(errno or Errno.EBUSY))
+                result, _ = await self._set(one(gfn), found, 0, m.p2mt)
+                if result.errno:
+                    return P2mUpdated(done, -result.errno)
+            return P2mUpdated(gfns.size, 0)
+
+        return await self._update(body)
+
+    # -- populate on demand ------------------------------------------------------------------
+
+    @handles(P2mMarkPod)
+    async def mark_pod(self, m: P2mMarkPod) -> P2mUpdated:
+        """guest_physmap_mark_populate_on_demand: RAM in the way is -EBUSY."""
+
+        async def body() -> P2mUpdated:
+            gfns = unpack(m.gfns)
+            nr, errno = gfns.size, Errno.OK
+            if gfns.size and int(gfns.min()) <= self.table.max_mapped_pfn:
+                frames = expand(gfns, m.order)
+                _, types, _ = self.table.get(frames)
+                already = types == P2mType.POPULATE_ON_DEMAND
+                busy = np.flatnonzero(~(already | _HOLE[types]))
+                if busy.size:
+                    nr, errno = int(busy[0]) >> m.order, Errno.EBUSY
+                self.pod.entry_count -= int(np.count_nonzero(already[: nr << m.order]))
+            result, _ = await self._set(
+                gfns[:nr], invalid(nr), m.order, P2mType.POPULATE_ON_DEMAND
+            )
+            self.pod.entry_count += result.nr_done << m.order
+            if result.nr_done < nr:
+                errno = Errno(result.errno)
+            return P2mUpdated(result.nr_done, -errno)
+
+        return await self._update(body)
+
+    @handles(P2mPodCacheAdd)
+    async def pod_cache_add(self, m: P2mPodCacheAdd) -> P2mPodState:
+        """p2m_pod_cache_add; with no frames it only tells the counts."""
+        self.pod.add(unpack(m.mfns), m.order)
+        return P2mPodState(self.pod.count, self.pod.entry_count)
+
+    async def _populate_on_demand(self, gfn: int) -> Errno:
+        """p2m_pod_demand_populate until the gfn is no longer PoD; under the p2m lock.
+
+        A 1G entry is first cut to 2M, a 2M one to 4K when the cache has no 2M frame left; each
+        turn works on a smaller order, so three turns suffice (XSA-246: never retry for ever).
+        """
+        for _ in range(len(self.table.geometry.leaf_orders) + 1):
+            _, types, orders = self.table.get(one(gfn))
+            if int(types[0]) != P2mType.POPULATE_ON_DEMAND:
+                return Errno.OK
+            order = int(orders[0])
+            base = gfn >> order << order
+            if order > ORDER_2M:
+                errno = await self._remark_pod(base, ORDER_2M)
+            elif order and self.pod.count < 1 << ORDER_2M:
+                errno = await self._remark_pod(base, 0)
+            else:
+                errno = await self._fill(base, order)
+            if errno:
+                return errno
+        raise AssertionError(f"{self.context.name}: gfn {gfn:#x} is still PoD")
+
+    async def _remark_pod(self, gfn: int, order: int) -> Errno:
+        """Write one smaller PoD entry, which splits the larger one that it lies in."""
+        pod = P2mType.POPULATE_ON_DEMAND
+        result, _ = await self._set(one(gfn), invalid(1), order, pod)
+        return Errno(result.errno)
+
+    async def _fill(self, gfn: int, order: int) -> Errno:
+        domid = self.table.domid
+        mfn = self.pod.take(order)
+        if mfn is None:
+            return Errno.ENOMEM
+        result, _ = await self._set(one(gfn), one(mfn), order, P2mType.RAM_RW)
+        if result.errno:
+            self.pod.put_back(mfn, order)
+            return Errno(result.errno)
+        self.pod.entry_count -= 1 << order
+        await Call(self.home, SetM2p(domid, order, pack([mfn]), pack([gfn])))
+        return Errno.OK
+
+    # -- look-ups ----------------------------------------------------------------------------
+
+    @handles(P2mGetEntry)
+    async def get_entry(self, m: P2mGetEntry) -> P2mEntries:
+        """get_gfn_type_access; with alloc (P2M_ALLOC) PoD entries are populated first."""
+        await Acquire(self.lock, exclusive=m.alloc)
+        try:
+            gfns = unpack(m.gfns)
+            if self._table is None:
+                nr = gfns.size
+                return P2mEntries(pack(invalid(nr)), bytes([P2mType.MMIO_DM]) * nr, bytes(nr))
+            if m.alloc:
+                for gfn in gfns.tolist():
+                    if await self._populate_on_demand(gfn):
+                        break
+            mfns, types, orders = self.table.get(gfns)
+            return P2mEntries(pack(mfns), types.tobytes(), orders.tobytes())
+        finally:
+            self.lock.release()
+
+    @handles(P2mTranslate)
+    async def translate(self, m: P2mTranslate) -> P2mEntries:
+        """RAM only; anything else reads as INVALID_MFN."""
+        reply = await self.get_entry(P2mGetEntry(m.domid, m.gfns))
+        types = np.frombuffer(reply.types, dtype=np.uint8)
+        mfns = np.where(_RAM[types], unpack(reply.mfns), np.uint64(INVALID_FRAME))
+        return P2mEntries(pack(mfns), reply.types, reply.orders)
+
+    @handles(P2mGetRoot)
+    async def get_root(self, m: P2mGetRoot) -> P2mRoot:
+        """Where the reader's walks start; the reader joins the dirty mask."""
+        self._readers.add(m.reader)
+        if self._table is None:
+            return P2mRoot(0, "npt")
+        return P2mRoot(self._table.root_mfn, self._table.geometry.name)
+
+    @handles(ReadPageTableFrames)
+    async def read_frames(self, m: ReadPageTableFrames) -> PageTableFrames:
+        """A reader's memory accesses: no lock, as hardware takes none; single stores keep it safe.
+
+        A frame that is no table any more reads as zeros: nothing present.
+        """
+        self._readers.add(m.reader)
+        table = self._table
+        zeros = bytes(PAGE_SIZE)
+        data = [
+            zeros if table is None else (table.read_frame(mfn) or zeros)
+            for mfn in unpack(m.mfns).tolist()
+        ]
+        return PageTableFrames(b"".join(data))
+
+    @handles(NestedPageFault)
+    async def nested_page_fault(self, m: NestedPageFault) -> FaultOutcome:
+        """hvm_hap_nested_page_fault for each gfn: populate, retry, or nothing there."""
+        await Acquire(self.lock)
+        try:
+            gfns = unpack(m.gfns)
+            if self._table is None:
+                return FaultOutcome(bytes([FAULT_HOLE]) * gfns.size)
+            outcome = bytearray()
+            for gfn in gfns.tolist():
+                if await self._populate_on_demand(gfn):
+                    outcome.append(FAULT_FAILED)
+                    continue
+                mfns, _, _ = self.table.get(one(gfn))
+                outcome.append(FAULT_HOLE if int(mfns[0]) == INVALID_FRAME else FAULT_RETRY)
+            return FaultOutcome(bytes(outcome))
+        finally:
+            self.lock.release()
+
+    # -- operator ----------------------------------------------------------------------------
+
+    @handles(SnapshotP2m)
+    async def snapshot(self, m: SnapshotP2m) -> P2mSnapshotReply:
+        """The whole state, for audit, dump and report."""
+        table = self._table
+        if table is None:
+            nothing = LeafTable(m.domid, b"", b"", b"", b"", b"", b"")
+            return P2mSnapshotReply(nothing, b"", b"", 0, 0, b"", 0, {}, {}, 0, 0, [])
+        return P2mSnapshotReply(
+            table.leaf_table() if m.leaves else LeafTable(m.domid, b"", b"", b"", b"", b"", b""),
+            pack(table.table_mfns()),
+            pack(table.pool_mfns()),
+            table.pool_free,
+            self.pod.entry_count,
+            pack(self.pod.frames()),
+            self._outstanding_flushes,
+            table.extents(),
+            dict(self._shatters),
+            self._nr_updates,
+            max(0, table.max_mapped_pfn),
+            table.audit(),
+        )
+
+
+def _removal_errno(p2mt: P2mType) -> Errno:
+    """guest_remove_page's verdict on an entry that is not ordinary RAM."""
+    if p2mt in HOLE_TYPES:
+        return Errno.ENOENT
+    return Errno.EPERM if p2mt == P2mType.MMIO_DIRECT else Errno.EINVAL

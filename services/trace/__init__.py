@@ -1,0 +1,1 @@
+"""Traces: what a real Xen recorded, as arrays. Pure; reads bytes, never files or components."""
