@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import importlib
+from collections.abc import Callable
+from typing import Final, cast
 
 from deploy.scenario.model import HostSpec
 from protocols.errno import BadInputError, ProtocolError
@@ -16,6 +18,7 @@ from services.toolstack.component import Toolstack
 from services.walker.component import Walker
 
 SERVICES: Final = ("toolstack", "allocator", "p2m", "walker")
+FACTORY: Final = "deploy.world:make_component"
 RAM_START: Final = 0x100000
 """First mfn of the modelled host: 4 GiB. Below it are Xen, dom0 and the firmware."""
 RAM_START_32BIT: Final = 0x400
@@ -67,6 +70,16 @@ def make_component(
     if service == "allocator" and instance.isdecimal() and int(instance) < config.nr_nodes:
         return Allocator(context, config, int(instance))
     raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
+
+
+Factory = Callable[[str, HostConfig, P2mUpdateHook | None], Component]
+"""Makes the component of an address; another one than ``make_component`` overrides components."""
+
+
+def load_factory(path: str) -> Factory:
+    """The factory at ``module:function``, as a shard is told by name."""
+    module, _, name = path.partition(":")
+    return cast("Factory", getattr(importlib.import_module(module), name))
 
 
 def shard_of(address: str, shards: int, nr_nodes: int) -> tuple[str, int]:

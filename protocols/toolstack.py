@@ -50,15 +50,11 @@ class DomainResult(Message, frozen=True, tag="domain_result"):
 
 
 class BuildDomain(Request[DomainResult], frozen=True, tag="build_domain"):
-    """``xl create -p``: create, size the pool, build memory, special pages; left paused.
-
-    ``leaf_orders`` is what the host's tables can map (the ladder's rungs follow it).
-    """
+    """``xl create -p``: create, size the pool, build memory, special pages; left paused."""
 
     domid: Domid
     config: GuestConfig
     superpages: Annotated[str, msgspec.Meta(pattern="^(explicit|opportunistic|off)$")]
-    leaf_orders: list[Order]
     paging: Annotated[str, msgspec.Meta(pattern="^(npt|ept|pae|x86_32)$")]
     claim: bool = True
     force_4k: Frames = b""

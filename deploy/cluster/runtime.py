@@ -23,7 +23,7 @@ import ray.exceptions
 from deploy.cluster.link import split
 from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport, as_actor_class
 from deploy.runtime import Progress, RunStuckError
-from deploy.world import SERVICES, shard_count, shard_of
+from deploy.world import FACTORY, SERVICES, shard_count, shard_of
 from protocols.codec import decode_batch
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import BadInputError, ShatterproofError
@@ -102,6 +102,7 @@ class RayRuntime:
         *,
         shards: int = 1,
         record: bool = False,
+        factory: str = FACTORY,
         progress: Progress | None = None,
     ) -> None:
         self.config = config
@@ -120,7 +121,7 @@ class RayRuntime:
         )
         self._actors: list[Any] = []
         for me in range(len(self._layout)):
-            shard = ShardConfig(config, shards, self._layout, me, record)
+            shard = ShardConfig(config, shards, self._layout, me, record, factory)
             self._actors.append(actor_class.remote(msgspec.msgpack.encode(shard)))
         peers = dict(enumerate(self._actors))
         self._ask([actor.connect.remote(peers) for actor in self._actors])

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from deploy.cluster.link import Link
-from deploy.world import make_component, shard_of
+from deploy.world import FACTORY, load_factory, shard_of
 from protocols.codec import decode_batch, encode_batch, encode_envelope
 from protocols.control import SetP2mEntryEvent
 from protocols.envelope import CLIENT, Envelope
@@ -40,6 +40,7 @@ class ShardConfig(msgspec.Struct, frozen=True):
     """(service, shard) of every actor; the position is its number."""
     me: int
     record: bool
+    factory: str = FACTORY
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -57,6 +58,7 @@ class Shard:
     def __init__(self, config: ShardConfig, send: Send) -> None:
         self._config = config
         self._send = send
+        self._make = load_factory(config.factory)
         self._number = {place: number for number, place in enumerate(config.layout)}
         self._route: dict[str, int] = {CLIENT: CLIENT_SHARD}
         self._hosts: dict[str, Host] = {}
@@ -123,7 +125,7 @@ class Shard:
     def _host(self, address: str) -> Host:
         assert self._locate(address) == self._config.me, f"{address} is not of this shard"
         hook = self._p2m_update if self._config.record else None
-        host = Host(make_component(address, self._config.host, hook))
+        host = Host(self._make(address, self._config.host, hook))
         self._hosts[address] = host
         return host
 

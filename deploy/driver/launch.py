@@ -182,7 +182,6 @@ class Launch:
             spec.domid,
             spec.config,
             spec.superpages,
-            list(self._config.leaf_orders),
             self._config.paging,
             # A claim is host-wide in Xen; with several allocators nobody could promise it.
             self._config.nr_nodes == 1,

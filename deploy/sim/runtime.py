@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from deploy.runtime import Progress, Recorder, RunStuckError
 from deploy.sim.oracles import Oracle
-from deploy.world import make_component
+from deploy.world import Factory, make_component
 from protocols.envelope import CLIENT, Envelope
 from protocols.message import Message, Request
 from protocols.registry import TAGS
@@ -31,12 +31,14 @@ class SimRuntime:
         *,
         oracle: Oracle | None = None,
         recorder: Recorder | None = None,
+        factory: Factory = make_component,
         progress: Progress | None = None,
     ) -> None:
         self.config = config
         self._hosts: dict[str, Host] = {}
         self._oracle = oracle
         self._recorder = recorder
+        self._make = factory
         self._progress = progress
         self._next_id = 0
         self._kinds: Counter[type[Message]] = Counter()
@@ -90,7 +92,7 @@ class SimRuntime:
         host = self._hosts.get(address)
         if host is None:
             hook = self._recorder.p2m_update if self._recorder is not None else None
-            host = Host(make_component(address, self.config, hook))
+            host = Host(self._make(address, self.config, hook))
             self._hosts[address] = host
         return host
 

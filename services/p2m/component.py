@@ -8,7 +8,7 @@ before the update is answered and before a replaced table's frame returns to the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
@@ -61,15 +61,12 @@ from protocols.walk import (
 )
 from services.component.component import Component, handles
 from services.component.context import Context
-from services.component.traps import Acquire, Call, CallAll, Preempt
+from services.component.traps import Acquire, Call, CallAll
+from services.p2m.entry import bits_63_52, flags_low12
 from services.p2m.geometry import GEOMETRIES
 from services.p2m.pod import PodState
 from services.p2m.table import P2mTable, SetResult
 
-R = TypeVar("R")
-
-UPDATE_FRAMES: Final = 1 << 18
-"""Frames of table work between two preemption points."""
 NO_TABLE: Final = P2mUpdated(0, -Errno.ESRCH)
 _RAM: Final = np.isin(np.arange(256), [int(t) for t in RAM_TYPES])
 _HOLE: Final = np.isin(np.arange(256), [int(t) for t in HOLE_TYPES])
@@ -182,7 +179,7 @@ class P2m(Component):
             await self._flush(table.domid)
         if result.retired.size:
             table.pool_return(result.retired)
-        return result, result.displaced_mfns
+        return result, displaced_frames(result)
 
     async def _flush(self, domid: int) -> None:
         """p2m_tlb_flush_sync: every walker that may have cached something has forgotten it.
@@ -203,9 +200,7 @@ class P2m(Component):
         """p2m_set_entry for each extent."""
 
         async def body() -> P2mUpdated:
-            result, displaced = await self._set(
-                unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt
-            )
+            result, displaced = await self._set(unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt)
             return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
 
         return await self._update(body)
@@ -293,9 +288,7 @@ class P2m(Component):
         mfns = np.concatenate([_EMPTY, *displaced])
         return P2mUpdated(done, -errno, pack(mfns))
 
-    async def _remove_frames(
-        self, extents: FrameArray, order: int
-    ) -> tuple[int, int, FrameArray]:
+    async def _remove_frames(self, extents: FrameArray, order: int) -> tuple[int, int, FrameArray]:
         """4K by 4K up to the first page that cannot go: (extents done, errno, frames removed).
 
         A frame is only reported as removed when its entry really went (XSA-247).
@@ -358,8 +351,6 @@ class P2m(Component):
         async def body() -> P2mUpdated:
             gfns = unpack(m.gfns)
             for done, gfn in enumerate(gfns.tolist()):
-                if done and done % PAGE_SIZE == 0:
-                    await Preempt(done)
                 errno = await self._populate_on_demand(gfn)
                 found, types, _ = self.table.get(one(gfn))
                 if errno or not _RAM[types[0]]:
@@ -388,9 +379,7 @@ class P2m(Component):
                 if busy.size:
                     nr, errno = int(busy[0]) >> m.order, Errno.EBUSY
                 self.pod.entry_count -= int(np.count_nonzero(already[: nr << m.order]))
-            result, _ = await self._set(
-                gfns[:nr], invalid(nr), m.order, P2mType.POPULATE_ON_DEMAND
-            )
+            result, _ = await self._set(gfns[:nr], invalid(nr), m.order, P2mType.POPULATE_ON_DEMAND)
             self.pod.entry_count += result.nr_done << m.order
             if result.nr_done < nr:
                 errno = Errno(result.errno)
@@ -525,19 +514,46 @@ class P2m(Component):
             nothing = LeafTable(m.domid, b"", b"", b"", b"", b"", b"")
             return P2mSnapshotReply(nothing, b"", b"", 0, 0, b"", 0, {}, {}, 0, 0, [])
         return P2mSnapshotReply(
-            table.leaf_table() if m.leaves else LeafTable(m.domid, b"", b"", b"", b"", b"", b""),
+            leaf_table(table) if m.leaves else LeafTable(m.domid, b"", b"", b"", b"", b"", b""),
             pack(table.table_mfns()),
             pack(table.pool_mfns()),
             table.pool_free,
             self.pod.entry_count,
             pack(self.pod.frames()),
-            self._outstanding_flushes,
+            self._outstanding_flushes + table.pool_outstanding,
             table.extents(),
             dict(self._shatters),
             self._nr_updates,
             max(0, table.max_mapped_pfn),
             table.audit(),
         )
+
+
+def displaced_frames(result: SetResult) -> FrameArray:
+    """The 4K mfns of RAM that an update unmapped, in its order."""
+    if not result.displaced_orders.any():
+        return result.displaced_mfns
+    orders = result.displaced_orders.tolist()
+    parts = [
+        np.arange(mfn, mfn + (1 << order), dtype=np.uint64)
+        for mfn, order in zip(result.displaced_mfns.tolist(), orders, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def leaf_table(table: P2mTable) -> LeafTable:
+    """The leaves as they travel; ``mfns`` is the frame field as it stands in the entry."""
+    leaves = table.leaves()
+    frames = (leaves.entries.astype(np.uint64) & np.uint64(table.geometry.frame_mask)) >> 12
+    return LeafTable(
+        table.domid,
+        pack(leaves.gfns),
+        pack(frames),
+        leaves.orders.tobytes(),
+        leaves.types.tobytes(),
+        flags_low12(leaves.entries).tobytes(),
+        bits_63_52(leaves.entries).tobytes(),
+    )
 
 
 def _removal_errno(p2mt: P2mType) -> Errno:

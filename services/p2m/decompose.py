@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_SMALL = 8
+"""Up to this many extents ints are faster than arrays."""
+
+
 class Chunks(NamedTuple):
     """Leaves to write, in order, all of one leaf order; mfns may be INVALID_FRAME."""
 
@@ -60,9 +64,15 @@ def _chunk_orders(
     gfns: FrameArray, mfns: FrameArray, candidates: list[int]
 ) -> list[tuple[int, int, int]]:
     """Runs of extents with one chunk order: (first, end, chunk order)."""
+    low = (1 << candidates[-1]) - 1
+    if gfns.size <= _SMALL:
+        union = 0
+        for gfn, mfn in zip(gfns.tolist(), mfns.tolist(), strict=True):
+            union |= gfn if mfn == INVALID_FRAME else gfn | mfn
+        if union & low == 0:
+            return [(0, gfns.size, candidates[-1])]
     bits = gfns | np.where(mfns == INVALID_FRAME, np.uint64(0), mfns)
-    union = int(np.bitwise_or.reduce(bits))
-    if union & ((1 << candidates[-1]) - 1) == 0:
+    if int(np.bitwise_or.reduce(bits)) & low == 0:
         return [(0, gfns.size, candidates[-1])]
     chosen = np.zeros(gfns.size, dtype=np.uint8)
     for chunk in candidates:

@@ -85,6 +85,9 @@ _CODES_2008: Final = {
 }
 
 
+_INVALID: Final = int(P2mType.INVALID)
+
+
 def _lookup_table(types: frozenset[P2mType]) -> BoolArray:
     table = np.zeros(128, dtype=np.bool_)
     table[list(types)] = True
@@ -160,14 +163,6 @@ def leaf_template(geometry: Geometry, p2mt: int, order: int) -> tuple[int, int]:
     return mask, _x86_flags(geometry, kind, order)
 
 
-def encode_one(geometry: Geometry, mfn: int, p2mt: int, order: int) -> int:
-    """``encode_leaf`` for one frame, as an int."""
-    mask, flags = leaf_template(geometry, p2mt, order)
-    if mfn == INVALID_FRAME and p2mt not in INVALID_MFN_TYPES:
-        return geometry.empty
-    return (mfn << PAGE_SHIFT) & mask | flags
-
-
 def encode_leaf(geometry: Geometry, mfns: FrameArray, p2mt: int, order: int) -> EntryArray:
     """Leaf entries that map ``mfns`` (shape (n,), aligned to ``order``) with a type.
 
@@ -229,8 +224,6 @@ def is_leaf(geometry: Geometry, entries: int | EntryArray, level: int) -> bool |
 
 @lru_cache(maxsize=8)
 def _types_by_code(geometry: Geometry) -> TypeArray:
-    if geometry.type_bits > 3:
-        return np.arange(1 << geometry.type_bits, dtype=np.uint8)
     table = np.full(1 << geometry.type_bits, P2mType.MMIO_DM, dtype=np.uint8)
     for p2mt, code in _CODES_2008.items():
         table[code] = p2mt
@@ -238,10 +231,11 @@ def _types_by_code(geometry: Geometry) -> TypeArray:
 
 
 @lru_cache(maxsize=8)
-def _offset_masks(geometry: Geometry) -> FrameArray:
+def offset_masks(geometry: Geometry) -> FrameArray:
     """By level (index 0 unused): the gfn bits below the index, i.e. the offset in a leaf."""
-    shifts = [0] + [geometry.shift(level) for level in range(1, geometry.levels + 1)]
-    return np.array([(1 << shift) - 1 for shift in shifts], dtype=np.uint64)
+    masks = np.array([0, *((1 << shift) - 1 for shift in geometry.shifts)], dtype=np.uint64)
+    masks.setflags(write=False)
+    return masks
 
 
 def leaf_type(geometry: Geometry, entries: EntryArray) -> TypeArray:
@@ -249,34 +243,56 @@ def leaf_type(geometry: Geometry, entries: EntryArray) -> TypeArray:
 
     Xen's ``p2m_flags_to_type``: without that rule an all-zero entry would be RAM of frame 0.
     """
-    codes = (entries >> geometry.type_shift) & geometry.type_mask
-    types = _types_by_code(geometry)[codes]
-    types[(entries & (geometry.filled_mask & ~geometry.frame_mask)) == 0] = P2mType.INVALID
+    types: TypeArray = ((entries >> geometry.type_shift) & geometry.type_mask).astype(np.uint8)
+    if geometry.type_bits == 3:
+        types = _types_by_code(geometry)[types]
+    types[(entries & (geometry.filled_mask & ~geometry.frame_mask)) == 0] = _INVALID
     return types
+
+
+def decode_leaves(
+    geometry: Geometry, entries: EntryArray, level: int | npt.NDArray[np.integer[Any]]
+) -> tuple[FrameArray, TypeArray]:
+    """First frame (u64) and type (u8) of each leaf; shapes (n,) as ``entries``.
+
+    ``level`` is one for all or one an entry. A leaf maps no frame, INVALID_FRAME, if its type never
+    does (PoD, paged), or if its frame field is all ones under a type that may lack an mfn.
+    """
+    offset = offset_masks(geometry)[level]
+    frames: FrameArray = (entries & geometry.frame_mask).astype(np.uint64, copy=False)
+    frames >>= PAGE_SHIFT
+    types = leaf_type(geometry, entries)
+    if types.any():
+        none = _LACKS_MFN[types]
+        none |= _MAY_LACK_MFN[types] & ((frames | offset) == geometry.mfn_limit - 1)
+        frames &= ~offset
+        frames[none] = INVALID_FRAME
+    else:
+        frames &= ~offset
+    return frames, types
 
 
 def leaf_mfn(
     geometry: Geometry, entries: EntryArray, level: int | npt.NDArray[np.integer[Any]]
 ) -> FrameArray:
-    """First frame of each leaf, u64; INVALID_FRAME where the leaf maps none.
-
-    ``level`` is one for all or one an entry. A leaf maps none if its type never does (PoD, paged),
-    or if its frame field is all ones under a type that may lack an mfn.
-    """
-    offset = _offset_masks(geometry)[level]
-    frames = ((entries & geometry.frame_mask) >> PAGE_SHIFT).astype(np.uint64, copy=False)
-    types = leaf_type(geometry, entries)
-    none = _LACKS_MFN[types]
-    none |= _MAY_LACK_MFN[types] & ((frames | offset) == geometry.mfn_limit - 1)
-    frames &= ~offset
-    frames[none] = INVALID_FRAME
-    return frames
+    """The frames of ``decode_leaves``."""
+    return decode_leaves(geometry, entries, level)[0]
 
 
 def decode_one(geometry: Geometry, entry: int, level: int) -> tuple[int, int]:
-    """``(mfn, p2mt)`` of one leaf, as ``leaf_mfn`` and ``leaf_type``."""
-    array: EntryArray = np.array([entry], dtype=geometry.entry_dtype)
-    return leaf_mfn(geometry, array, level).item(), leaf_type(geometry, array).item()
+    """``(mfn, p2mt)`` of one leaf, as ``decode_leaves``."""
+    p2mt = (entry >> geometry.type_shift) & geometry.type_mask
+    if geometry.type_bits == 3:
+        p2mt = _types_by_code(geometry).item(p2mt)
+    if not entry & geometry.filled_mask & ~geometry.frame_mask:
+        p2mt = _INVALID
+    offset = (1 << geometry.shifts[level - 1]) - 1
+    frame = (entry & geometry.frame_mask) >> PAGE_SHIFT
+    if p2mt:
+        all_ones = frame | offset == geometry.mfn_limit - 1
+        if p2mt in _WITHOUT_MFN or (all_ones and p2mt in INVALID_MFN_TYPES):
+            return INVALID_FRAME, p2mt
+    return frame & ~offset, p2mt
 
 
 def split_children(geometry: Geometry, entries: int | EntryArray, level: int) -> EntryArray:

@@ -8,7 +8,8 @@ Levels count from 1 (the tables that hold 4K leaves) up to the root. A leaf writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -28,11 +29,15 @@ class Geometry:
     """One paging format.
 
     ``index_bits[k - 1]`` is the width of the table index at level k; ``leaf_orders`` ascend and
-    ``leaf_orders[k - 1]`` is what a leaf of level k maps. ``gfn_limit`` and ``mfn_limit`` are
-    exclusive. ``present_mask``: an entry with none of these bits is not present. ``filled_mask``:
-    an entry with none of these bits is empty, and ``empty`` is how an empty one is written.
+    ``leaf_orders[k - 1]`` is what a leaf of level k maps. ``gfn_limit`` and ``mfn_limit`` (what
+    the frame field can hold) are exclusive. ``present_mask``: an entry with none of these bits is
+    not present. ``filled_mask``: an entry with none of these bits is empty, and ``empty`` is how an
+    empty one is written.
     ``whole_subtree``: a shatter builds the complete sub-tree down to its target before it is
     published (``ept_split_super_page``), not only the path (``p2m_next_level``).
+
+    Derived: ``nr_entries`` of a 4 KiB table frame (a PAE root uses the first four), ``frame_mask``
+    the frame field in place, from bit 12, and ``shifts``, the gfn bits below each level's index.
     """
 
     name: str
@@ -49,6 +54,19 @@ class Geometry:
     empty: int
     whole_subtree: bool
 
+    nr_entries: int = field(init=False)
+    mfn_limit: int = field(init=False)
+    frame_mask: int = field(init=False)
+    shifts: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute what the walks use all the time."""
+        derive = object.__setattr__
+        derive(self, "nr_entries", (8 << PAGE_SHIFT) // self.entry_bits)
+        derive(self, "mfn_limit", 1 << self.frame_bits)
+        derive(self, "frame_mask", (self.mfn_limit - 1) << PAGE_SHIFT)
+        derive(self, "shifts", (0, *accumulate(self.index_bits)))
+
     @property
     def is_ept(self) -> bool:
         """Whether entries have the EPT layout; the other formats share the x86 PTE's low bits."""
@@ -60,28 +78,13 @@ class Geometry:
         return np.uint32 if self.entry_bits == 32 else np.uint64
 
     @property
-    def nr_entries(self) -> int:
-        """Entries of a 4 KiB table frame; a PAE root uses the first four of them."""
-        return (8 << PAGE_SHIFT) // self.entry_bits
-
-    @property
-    def mfn_limit(self) -> int:
-        """First mfn that does not fit the frame field."""
-        return 1 << self.frame_bits
-
-    @property
-    def frame_mask(self) -> int:
-        """The frame field in place: bits 12 up to ``12 + frame_bits``."""
-        return (self.mfn_limit - 1) << PAGE_SHIFT
-
-    @property
     def type_mask(self) -> int:
         """The p2m type field, shifted down to bit 0."""
         return (1 << self.type_bits) - 1
 
     def shift(self, level: int) -> int:
         """Gfn bits below the index of a level: the order of the block that one entry covers."""
-        return sum(self.index_bits[: level - 1])
+        return self.shifts[level - 1]
 
     def level_of(self, order: int) -> int:
         """The level at which a leaf of this order lives.

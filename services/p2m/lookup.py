@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +15,11 @@ from protocols.p2m_types import P2mType
 from services.p2m.entry import (
     EntryArray,
     TypeArray,
+    decode_leaves,
+    decode_one,
     is_filled,
     is_leaf,
-    leaf_mfn,
-    leaf_type,
+    offset_masks,
 )
 from services.p2m.geometry import BIT_PSE
 
@@ -27,8 +29,19 @@ if TYPE_CHECKING:
 
 LevelArray = npt.NDArray[np.uint8]
 
+_FEW: Final = 4
+"""Up to this many gfns are looked up one by one."""
 _GROUPS_MAX: Final = 16
 """Above this many table changes along the gfns, whole levels are gathered at once."""
+
+
+_INVALID: Final = int(P2mType.INVALID)
+_MMIO_DM: Final = int(P2mType.MMIO_DM)
+
+
+@lru_cache(maxsize=8)
+def _orders_by_level(geometry: Geometry) -> TypeArray:
+    return np.array([0, *geometry.shifts], dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +89,42 @@ def read_entries(
     pool: PtpPool, geometry: Geometry, root: int, gfns: FrameArray
 ) -> tuple[EntryArray, LevelArray]:
     """The entry in which the walk for each gfn ends, and its level; shapes (n,)."""
-    tables = gfns >> geometry.shift(2)
-    edges = [0, gfns.size]
-    if gfns.size > 1 and not (tables == tables[0]).all():
-        edges = np.concatenate(([0], np.flatnonzero(tables[1:] != tables[:-1]) + 1, [gfns.size]))
-        if edges.size > _GROUPS_MAX:
-            return _read_by_level(pool, geometry, root, gfns)
-        edges = edges.tolist()
+    mask = (1 << geometry.index_bits[0]) - 1
+    groups = table_groups(gfns, 0, mask)
+    if len(groups) > _GROUPS_MAX:
+        return _read_by_level(pool, geometry, root, gfns)
     entries: EntryArray = np.empty(gfns.size, dtype=geometry.entry_dtype)
     levels = np.empty(gfns.size, dtype=np.uint8)
-    for lo, hi in pairwise(edges):
-        slot, level = locate(pool, geometry, root, int(gfns[lo]))
-        index = (gfns[lo:hi] >> geometry.shift(level)) & ((1 << geometry.index_bits[level - 1]) - 1)
-        entries[lo:hi] = pool.rows[slot, index]
+    for lo, hi in groups:
+        first = int(gfns[lo])
+        slot, level = locate(pool, geometry, root, first)
         levels[lo:hi] = level
+        if level > 1:
+            index = first >> geometry.shifts[level - 1]
+            entries[lo:hi] = pool.rows[slot, index & ((1 << geometry.index_bits[level - 1]) - 1)]
+        elif int(gfns[hi - 1]) - first == hi - lo - 1:
+            entries[lo:hi] = pool.rows[slot, first & mask : (first & mask) + hi - lo]
+        else:
+            entries[lo:hi] = pool.rows[slot, gfns[lo:hi] & mask]
     return entries, levels
+
+
+def table_groups(gfns: FrameArray, shift: int, mask: int) -> list[tuple[int, int]]:
+    """Runs of strictly ascending gfns in one table each: (first, end) positions.
+
+    ``gfns`` (not empty) are multiples of ``1 << shift``, and the table's index is
+    ``(gfn >> shift) & mask``.
+    """
+    size = gfns.size
+    first, last = int(gfns[0]) >> shift, int(gfns[-1]) >> shift
+    if last - first == size - 1 and (gfns[1:] > gfns[:-1]).all():
+        begin = (first | mask) + 1 - first
+        edges = [0, *range(begin, size, mask + 1), size]
+    else:
+        tables = gfns >> (shift + mask.bit_length())
+        breaks = (tables[1:] != tables[:-1]) | (gfns[1:] <= gfns[:-1])
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), size]
+    return list(pairwise(edges))
 
 
 def _read_by_level(
@@ -118,24 +152,57 @@ def get_entries(
     pool: PtpPool, geometry: Geometry, root: int, gfns: FrameArray, max_mapped: int
 ) -> tuple[FrameArray, TypeArray, TypeArray]:
     """``get_entry`` for each gfn, as ``P2mTable.get`` promises."""
-    shifts = [geometry.shift(level) for level in range(1, geometry.levels + 1)]
+    if gfns.size <= _FEW:
+        return _get_few(pool, geometry, root, gfns, max_mapped)
     entries, levels = read_entries(pool, geometry, root, gfns)
-    types = leaf_type(geometry, entries)
-    mfns = leaf_mfn(geometry, entries, levels)
-    orders = np.array([0, *shifts], dtype=np.uint8)[levels]
-    offset_masks = np.array([0, *((1 << shift) - 1 for shift in shifts)], dtype=np.uint64)
-    mfns |= gfns & offset_masks[levels]
-    hole = types == P2mType.INVALID
-    types[hole] = P2mType.MMIO_DM
+    level = int(levels[0])
+    if (levels == level).all():
+        offsets = gfns & ((1 << geometry.shifts[level - 1]) - 1)
+        orders = np.full(gfns.size, geometry.shifts[level - 1], dtype=np.uint8)
+        mfns, types = decode_leaves(geometry, entries, level)
+    else:
+        offsets = gfns & offset_masks(geometry)[levels]
+        orders = _orders_by_level(geometry)[levels]
+        mfns, types = decode_leaves(geometry, entries, levels)
+    mfns |= offsets
+    types[types == _INVALID] = _MMIO_DM
     above = gfns > max_mapped
     if above.any():
-        types[above] = P2mType.MMIO_DM
+        types[above] = _MMIO_DM
         mfns[above] = INVALID_FRAME
         beyond = np.zeros(gfns.size, dtype=np.uint8)
-        for shift in shifts:
+        for shift in geometry.shifts[:-1]:
             beyond[(gfns >> shift) << shift > max_mapped] = shift
         orders[above] = beyond[above]
     return mfns, types, orders
+
+
+def _get_few(
+    pool: PtpPool, geometry: Geometry, root: int, gfns: FrameArray, max_mapped: int
+) -> tuple[FrameArray, TypeArray, TypeArray]:
+    """``get_entries`` in ints."""
+    mfns, types, orders = list[int](), list[int](), list[int]()
+    for gfn in gfns.tolist():
+        mfn, p2mt = INVALID_FRAME, _MMIO_DM
+        if gfn > max_mapped:
+            shifts = geometry.shifts[:-1]
+            order = max((s for s in shifts if (gfn >> s) << s > max_mapped), default=0)
+        else:
+            slot, level = locate(pool, geometry, root, gfn)
+            order = geometry.shifts[level - 1]
+            mask = (1 << geometry.index_bits[level - 1]) - 1
+            entry: int = pool.rows.item(slot, (gfn >> order) & mask)
+            if entry & geometry.filled_mask:
+                mfn, p2mt = decode_one(geometry, entry, level)
+                mfn |= gfn & ((1 << order) - 1)
+        mfns.append(mfn)
+        types.append(p2mt)
+        orders.append(order)
+    return (
+        np.array(mfns, dtype=np.uint64),
+        np.array(types, dtype=np.uint8),
+        np.array(orders, dtype=np.uint8),
+    )
 
 
 def scan(
@@ -177,11 +244,5 @@ def leaves_of(geometry: Geometry, scans: list[LevelScan]) -> Leaves:
     levels = np.concatenate([np.full(part.gfns.size, part.level, np.uint8) for part in scans])
     by_gfn = np.argsort(gfns)
     entries, levels = entries[by_gfn], levels[by_gfn]
-    shifts = [0] + [geometry.shift(level) for level in range(1, geometry.levels + 1)]
-    return Leaves(
-        gfns=gfns[by_gfn],
-        orders=np.array(shifts, dtype=np.uint8)[levels],
-        mfns=leaf_mfn(geometry, entries, levels),
-        types=leaf_type(geometry, entries),
-        entries=entries,
-    )
+    mfns, types = decode_leaves(geometry, entries, levels)
+    return Leaves(gfns[by_gfn], _orders_by_level(geometry)[levels], mfns, types, entries)

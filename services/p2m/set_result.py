@@ -25,7 +25,7 @@ class Update(NamedTuple):
     p2mt: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetResult:
     """Outcome of ``P2mTable.set_range``.
 

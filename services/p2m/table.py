@@ -6,31 +6,28 @@ stale it reports; the caller flushes the walkers and then returns the retired ta
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from protocols.errno import Errno
 from protocols.frames import INVALID_FRAME, PAGE_SHIFT, FrameArray
-from protocols.p2m_types import RAM_TYPES, P2mType
+from protocols.p2m_types import INVALID_MFN_TYPES, P2mType
 from services.p2m.audit import audit_table
 from services.p2m.decompose import Chunks, decompose
+from services.p2m.displace import displace, displace_leaf
 from services.p2m.entry import (
     ORDER_0_ONLY,
     EntryArray,
     TypeArray,
-    decode_one,
     encode_leaf,
-    encode_one,
     encode_table,
-    is_filled,
-    is_leaf,
     is_present,
+    leaf_template,
     representable,
 )
 from services.p2m.geometry import BIT_PSE
-from services.p2m.lookup import Leaves, LevelScan, get_entries, leaves_of, scan
+from services.p2m.lookup import Leaves, LevelScan, get_entries, leaves_of, scan, table_groups
 from services.p2m.ptp_pool import NO_SLOT, PtpPool
 from services.p2m.set_result import EMPTY_FRAMES, SetResult, Tally, Update
 from services.p2m.shatter import shatter
@@ -42,8 +39,7 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 8
 """Up to this many chunks are written one by one: numpy calls would cost more than they save."""
-_IS_RAM: Final = np.zeros(128, dtype=np.bool_)
-_IS_RAM[list(RAM_TYPES)] = True
+_INVALID: Final = int(P2mType.INVALID)
 
 
 class P2mTable:
@@ -171,18 +167,19 @@ class P2mTable:
         """
         assert self._root != NO_SLOT, f"d{self.domid}: set_range without a root"
         assert gfns.shape == mfns.shape, f"d{self.domid}: {gfns.shape} gfns, {mfns.shape} mfns"
-        tally = Tally()
         if gfns.size == 0:
-            return tally.result(order, Errno.OK)
+            return Tally().result(order, Errno.OK)
         if not self._in_range(gfns, mfns, order) or not representable(self.geometry, p2mt):
-            return tally.result(order, Errno.EINVAL)
+            return Tally().result(order, Errno.EINVAL)
         batches = decompose(gfns, mfns, order, self.allowed_orders, self.force_4k)
         if p2mt in ORDER_0_ONLY and any(batch.order for batch in batches):
-            return tally.result(order, Errno.EINVAL)
+            return Tally().result(order, Errno.EINVAL)
+        tally = Tally()
         errno = Errno.OK
         for batch in batches:
             nr = batch.gfns.size
-            done = self._apply(batch, p2mt, tally)
+            write = self._write_singly if nr <= _SMALL else self._write
+            done = write(batch, p2mt, tally)
             tally.nr_frames += done << batch.order
             tally.nr_updates += done
             if self.record:
@@ -199,70 +196,83 @@ class P2mTable:
         size = 1 << order
         if gfns.size <= _SMALL:
             gfn_max: int = max(gfns.tolist())
-            mfn_max: int = max((m for m in mfns.tolist() if m != INVALID_FRAME), default=0)
+            mfn_max: int = max(mfns.tolist())
         else:
             gfn_max, mfn_max = int(gfns.max()), int(mfns.max())
-            if mfn_max == INVALID_FRAME:
-                mfn_max = int(np.where(mfns == INVALID_FRAME, np.uint64(0), mfns).max())
+        if mfn_max == INVALID_FRAME:
+            mfn_max = int(np.where(mfns == INVALID_FRAME, np.uint64(0), mfns).max())
         geometry = self.geometry
         return gfn_max + size <= geometry.gfn_limit and mfn_max + size <= geometry.mfn_limit
 
-    def _apply(self, batch: Chunks, p2mt: int, tally: Tally) -> int:
+    def _write(self, batch: Chunks, p2mt: int, tally: Tally) -> int:
         """Write the leaves of one order; returns how many were written before ENOMEM."""
-        level = self.geometry.level_of(batch.order)
-        if batch.gfns.size <= _SMALL:
-            return self._apply_singly(batch, level, p2mt, tally)
+        nr, level = batch.gfns.size, self.geometry.level_of(batch.order)
         entries = encode_leaf(self.geometry, batch.mfns, p2mt, batch.order)
+        replaced: EntryArray | None = None
+        done = last = 0
         _, shift, mask = self._steps[-level]
-        for lo, hi in _table_groups(batch.gfns, shift, mask):
+        for lo, hi in table_groups(batch.gfns, shift, mask):
             gfns = batch.gfns[lo:hi]
-            first, last = int(gfns[0]), int(gfns[-1])
+            first = int(gfns[0])
             slot = self._descend(first, level, tally)
             if slot == NO_SLOT:
-                return lo
+                break
+            done = hi
             row: EntryArray = self._pool.rows[slot]
-            begin, end = (first >> shift) & mask, (last >> shift) & mask
+            begin, end = (first >> shift) & mask, (int(gfns[-1]) >> shift) & mask
             if end - begin == hi - lo - 1:
                 where = slice(begin, end + 1)
             else:
                 where = (gfns >> shift).astype(np.intp) & mask
             if slot != self._fresh_slot:
-                old: EntryArray = row[where]
-                if is_filled(self.geometry, old).any():
-                    self._displace(old, Chunks(gfns, batch.mfns[lo:hi], batch.order), p2mt, tally)
+                if replaced is None:
+                    replaced = np.full(nr, self.geometry.empty, dtype=row.dtype)
+                replaced[lo:hi] = row[where]
             row[where] = entries[lo:hi]
+            last = max(last, int(gfns[-1]))
+        if replaced is not None:
+            written = Chunks(batch.gfns[:done], batch.mfns[:done], batch.order)
+            displace(self._pool, self.geometry, replaced[:done], written, p2mt, tally)
+        if done:
             self._raise_max(last, batch.order, p2mt)
-        return batch.gfns.size
+        return done
 
-    def _apply_singly(self, batch: Chunks, level: int, p2mt: int, tally: Tally) -> int:
+    def _write_singly(self, batch: Chunks, p2mt: int, tally: Tally) -> int:
+        """``_write`` for a few leaves, in ints."""
         geometry, order = self.geometry, batch.order
+        level = geometry.level_of(order)
         _, shift, mask = self._steps[-level]
-        table, slot = -1, NO_SLOT
-        gfns: list[int] = batch.gfns.tolist()
-        mfns: list[int] = batch.mfns.tolist()
-        for done, (gfn, mfn) in enumerate(zip(gfns, mfns, strict=True)):
-            index = gfn >> shift
-            if index & ~mask != table:
+        template = leaf_template(geometry, p2mt, order)
+        template_of_none = template if p2mt in INVALID_MFN_TYPES else (0, geometry.empty)
+        table, slot, done, last = -1, NO_SLOT, 0, 0
+        for gfn, mfn in zip(batch.gfns.tolist(), batch.mfns.tolist(), strict=True):
+            index = (gfn >> shift) & mask
+            if gfn >> shift != table + index:
                 slot = self._descend(gfn, level, tally)
                 if slot == NO_SLOT:
-                    return done
-                table = index & ~mask
-            index &= mask
+                    break
+                table = (gfn >> shift) - index
             rows = self._pool.rows
             old: int = rows.item(slot, index)
             if old & geometry.filled_mask:
                 if level > 1 and not old & BIT_PSE:
                     chunk = Chunks(batch.gfns[done : done + 1], batch.mfns[done : done + 1], order)
-                    self._displace(rows[slot, index : index + 1], chunk, p2mt, tally)
+                    displace(
+                        self._pool, geometry, rows[slot, index : index + 1], chunk, p2mt, tally
+                    )
                 else:
-                    self._displace_leaf(old, level, gfn, tally, mfn=mfn, p2mt=p2mt)
-            rows[slot, index] = encode_one(geometry, mfn, p2mt, order)
-            self._raise_max(gfn, order, p2mt)
-        return len(gfns)
+                    displace_leaf(geometry, old, (gfn, mfn, p2mt), tally, level)
+            frame_mask, flags = template if mfn != INVALID_FRAME else template_of_none
+            rows[slot, index] = (mfn << PAGE_SHIFT) & frame_mask | flags
+            last = max(last, gfn)
+            done += 1
+        if done:
+            self._raise_max(last, order, p2mt)
+        return done
 
     def _raise_max(self, gfn: int, order: int, p2mt: int) -> None:
         last = gfn + (1 << order) - 1
-        if last > self.max_mapped_pfn and p2mt != P2mType.INVALID:
+        if last > self.max_mapped_pfn and p2mt != _INVALID:
             self.max_mapped_pfn = last
 
     def _descend(self, gfn: int, target: int, tally: Tally) -> int:
@@ -287,50 +297,6 @@ class P2mTable:
             if slot == NO_SLOT:
                 return NO_SLOT
         return slot
-
-    # What an update displaces
-
-    def _displace_leaf(
-        self, old: int, level: int, gfn: int, tally: Tally, *, mfn: int, p2mt: int
-    ) -> None:
-        """Account for one leaf that is about to be overwritten by a leaf of its own order."""
-        tally.stale = tally.stale or is_present(self.geometry, old)
-        old_mfn, old_type = decode_one(self.geometry, old, level)
-        if old_type in RAM_TYPES and old_mfn != INVALID_FRAME:
-            if old_mfn == mfn and p2mt in RAM_TYPES:
-                return
-            tally.single.append((gfn, old_mfn, self.geometry.leaf_orders[level - 1]))
-
-    def _displace(self, old: EntryArray, chunks: Chunks, p2mt: int, tally: Tally) -> None:
-        """Account for the entries that ``chunks`` are about to overwrite, and retire tables."""
-        geometry = self.geometry
-        level = geometry.level_of(chunks.order)
-        tally.stale = tally.stale or bool(is_present(geometry, old).any())
-        filled = is_filled(geometry, old)
-        leaf = is_leaf(geometry, old, level) & filled
-        if leaf.any():
-            same_level = LevelScan(level, chunks.gfns[leaf], old[leaf], EMPTY_FRAMES, EMPTY_FRAMES)
-            self._displace_ram(leaves_of(geometry, [same_level]), chunks.mfns[leaf], p2mt, tally)
-        for at in np.flatnonzero(filled & ~leaf).tolist():
-            base, new_mfn = int(chunks.gfns[at]), int(chunks.mfns[at])
-            table = (int(old[at]) & geometry.frame_mask) >> PAGE_SHIFT
-            scans = scan(self._pool, geometry, self._pool.slot(table), level - 1, base)
-            below = leaves_of(geometry, scans)
-            frames = np.full(below.gfns.size, new_mfn, dtype=np.uint64)
-            if new_mfn != INVALID_FRAME:
-                frames += below.gfns - np.uint64(base)
-            self._displace_ram(below, frames, p2mt, tally)
-            for part in reversed(scans):
-                self._pool.retire(part.table_mfns)
-                tally.retired.append(part.table_mfns)
-
-    def _displace_ram(self, old: Leaves, new_mfns: FrameArray, p2mt: int, tally: Tally) -> None:
-        gone = _IS_RAM[old.types] & (old.mfns != INVALID_FRAME)
-        if p2mt in RAM_TYPES:
-            gone &= old.mfns != new_mfns
-        if gone.any():
-            orders = old.orders[gone].astype(np.uint64)
-            tally.blocks.append((old.gfns[gone], old.mfns[gone], orders))
 
     # Readers
 
@@ -385,18 +351,3 @@ class P2mTable:
     def audit(self) -> list[str]:
         """Problems with the table itself, one line each; empty when all is well."""
         return audit_table(self._pool, self.geometry, self._root, self.domid)
-
-
-def _table_groups(gfns: FrameArray, shift: int, mask: int) -> list[tuple[int, int]]:
-    """Runs of strictly ascending gfns that lie in one table: (first, end) positions."""
-    size = gfns.size
-    first, last = int(gfns[0]) >> shift, int(gfns[-1]) >> shift
-    steps = gfns[1:] - gfns[:-1]
-    if last - first == size - 1 and (steps == 1 << shift).all():
-        begin = (first | mask) + 1 - first
-        edges = [0, *range(begin, size, mask + 1), size]
-    else:
-        tables = gfns >> (shift + mask.bit_length())
-        breaks = (tables[1:] != tables[:-1]) | (gfns[1:] <= gfns[:-1])
-        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), size]
-    return list(pairwise(edges))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 Indices: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 
 EVENT_MASK: Final = np.uint32(0x0FFF_FFFF)
 EXTRA_SHIFT: Final = np.uint32(28)
@@ -67,7 +68,8 @@ EVENTS: Final[dict[int, tuple[str, int]]] = {
     0x0020_100D: ("pv_hypercall", 1),
     0x0020_200E: ("pv_hypercall_subcall", 1),
 }
-"""Name and fewest payload words of each event that memory management meets."""
+"""Name and fewest payload words of each event that memory management meets, ascending."""
+KNOWN: Final = np.array(list(EVENTS), dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,22 +242,19 @@ def decode_xentrace(data: bytes, source: str) -> XenTrace:
     event[(event & ~RUNSTATE_STATES) == RUNSTATE_CHANGE] = RUNSTATE_CHANGE
     extra = (header >> EXTRA_SHIFT) & EXTRA_MASK
     has_tsc = header >> TSC_SHIFT != 0
-    _check_payloads(start, event, extra, source)
+    slot = np.minimum(np.searchsorted(KNOWN, event), KNOWN.size - 1)
+    is_known = KNOWN[slot] == event
+    _check_payloads(start, slot, extra, is_known, source)
     cpu = _check_windows(words, start, header, event, source)
     tsc = np.zeros(start.size, dtype=np.uint64)
     tsc[has_tsc] = _u64(words, start[has_tsc] + 1)
     payload = start + 1 + TSC_WORDS * has_tsc
-    numbers, counts = np.unique(event, return_counts=True)
-    named = {
-        EVENTS[number][0] if number in EVENTS else f"0x{number:08x}": count
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
-    }
     return XenTrace(
         source=source,
         records=int(start.size),
         lost=int(words[payload[event == LOST_RECORDS]].sum(dtype=np.uint64)),
-        unknown=sum(count for name, count in named.items() if name.startswith("0x")),
-        events=named,
+        unknown=int(event.size - is_known.sum()),
+        events=_counts(event, slot, is_known),
         words=words,
         payload=payload,
         event=event,
@@ -286,15 +285,24 @@ def _record_starts(words: Words, source: str) -> Indices:
     return np.flatnonzero(np.frombuffer(is_start, dtype=np.uint8))
 
 
-def _check_payloads(start: Indices, event: Words, extra: Words, source: str) -> None:
+def _counts(event: Words, slot: Indices, is_known: Flags) -> dict[str, int]:
+    """Records by event name; the unknown ones by number, ``0x`` and eight digits."""
+    known = np.bincount(slot[is_known], minlength=KNOWN.size).tolist()
+    counts = {name: count for (name, _), count in zip(EVENTS.values(), known, strict=True) if count}
+    numbers, unknown = np.unique(event[~is_known], return_counts=True)
+    counts.update(zip(map("0x{:08x}".format, numbers.tolist()), unknown.tolist(), strict=True))
+    return counts
+
+
+def _check_payloads(
+    start: Indices, slot: Indices, extra: Words, is_known: Flags, source: str
+) -> None:
     """Reject an event whose record is too short for what the event must say."""
-    need = np.zeros(start.size, dtype=np.uint32)
-    for number, (_, nr_words) in EVENTS.items():
-        need[event == number] = nr_words
-    short = np.flatnonzero(extra < need)
+    need = np.array([nr_words for _, nr_words in EVENTS.values()], dtype=np.uint32)
+    short = np.flatnonzero(is_known & (extra < need[slot]))
     if short.size:
         first = int(short[0])
-        name, nr_words = EVENTS[int(event[first])]
+        name, nr_words = EVENTS[int(KNOWN[slot[first]])]
         raise BadInputError(
             f"{source}: offset {int(start[first]) * 4}: {name} record has {int(extra[first])} "
             f"payload words, expected {nr_words}"
@@ -327,7 +335,7 @@ def _check_windows(words: Words, start: Indices, header: Words, event: Words, so
     return np.repeat(words[place + 1], nr_records)
 
 
-def _last_tsc(cpu: Words, tsc: FrameArray, has_tsc: npt.NDArray[np.bool_]) -> FrameArray:
+def _last_tsc(cpu: Words, tsc: FrameArray, has_tsc: Flags) -> FrameArray:
     """Carry each pcpu's last TSC over its records without one; ``tsc`` is 0 where it has none."""
     by_cpu = np.argsort(cpu, kind="stable")
     is_first = np.append(True, np.diff(cpu[by_cpu]) != 0)

@@ -1,0 +1,252 @@
+"""Owners and M2P of a node, for every 4K frame whatever the size of the mapping.
+
+Pure and synchronous. All calls take extents: an array of base mfns, shape (n,) u64, and one order.
+The owner of a free frame is DOMID_INVALID; the M2P word of a frame without gfn is INVALID_FRAME.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, expand, runs_of
+from services.heap.chunked import CHUNK, CHUNK_SHIFT, ChunkedWords
+
+_HEADER: Final = 4
+
+
+class FrameTable:
+    """page_info's owner and the machine-to-phys table, of mfns [start, start + nr_frames)."""
+
+    def __init__(self, start: int, nr_frames: int) -> None:
+        self.start = start
+        self.end = start + nr_frames
+        self._owner = ChunkedWords(start, nr_frames, np.uint16, DOMID_INVALID, ramped=False)
+        self._m2p = ChunkedWords(start, nr_frames, np.uint64, INVALID_FRAME, ramped=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._owner.nbytes + self._m2p.nbytes
+
+    def contains(self, mfns: FrameArray) -> bool:
+        """Whether all mfns are of this node."""
+        return not mfns.size or (int(mfns.min()) >= self.start and int(mfns.max()) < self.end)
+
+    # -- owners ------------------------------------------------------------------------------
+
+    def set_owner(self, mfns: FrameArray, order: int, domid: int, *, expected: int) -> None:
+        """Give extents to ``domid``; every frame must be owned by ``expected`` now."""
+        if not mfns.size:
+            return
+        assert self.contains(mfns), f"mfn {int(mfns.max()):#x} is not of this node"
+        right = self.owner_uniform(mfns, order, expected)
+        if not right.all():
+            base = mfns[~right][:1]
+            owners = self.owner(expand(base, order))
+            bad = int(np.flatnonzero(owners != expected)[0])
+            raise AssertionError(
+                f"mfn {int(base[0]) + bad:#x} order {order}: owned by {int(owners[bad]):#x}, "
+                f"expected {expected:#x}, wanted for domid {domid:#x}"
+            )
+        whole, edges = self._cover(mfns, order)
+        if whole is not None and whole.size:
+            self._owner.write_chunks(whole, domid)
+        if edges.size:
+            self._owner.write(edges, domid)
+
+    def owner(self, mfns: FrameArray) -> npt.NDArray[np.uint16]:
+        """Owner of each frame."""
+        return self._owner.read(mfns).astype(np.uint16, copy=False)
+
+    def owner_uniform(self, mfns: FrameArray, order: int, domid: int) -> npt.NDArray[np.bool_]:
+        """Whether all frames of each extent have this owner."""
+        if order < CHUNK_SHIFT:
+            return self._by_extent(self.owner(expand(mfns, order)) == domid, order)
+        words = self._owner
+        chunks = _chunks(words.chunks_of(mfns), order)
+        pages = words.page[chunks]
+        right = words.base[chunks] == domid
+        dense = pages >= 0
+        if dense.any():
+            right[dense] = (words.pages[pages[dense]] == domid).all(axis=1)
+        return self._by_extent(right, order - CHUNK_SHIFT)
+
+    # -- M2P ---------------------------------------------------------------------------------
+
+    def set_m2p(self, mfns: FrameArray, gfns: FrameArray, order: int) -> None:
+        """m2p[mfn + i] = gfn + i for each extent."""
+        if order >= CHUNK_SHIFT:
+            chunks = _chunks(self._m2p.chunks_of(mfns), order)
+            below = np.uint64(order - CHUNK_SHIFT)
+            steps = np.arange(1 << int(below), dtype=np.uint64) << np.uint64(CHUNK_SHIFT)
+            self._m2p.write_chunks(chunks, (gfns[:, None] + steps).reshape(-1))
+            return
+        frames, words = expand(mfns, order), expand(gfns, order)
+        if frames.size and frames.size % CHUNK == 0 and not int(frames[0]) % CHUNK:
+            ascending = frames[0] + np.arange(frames.size, dtype=np.uint64)
+            if (frames == ascending).all() and (words - frames == words[0] - frames[0]).all():
+                self._m2p.write_chunks(self._m2p.chunks_of(frames[::CHUNK]), words[::CHUNK])
+                return
+        if frames.size:
+            self._m2p.write(frames, words)
+
+    def clear_m2p(self, mfns: FrameArray, order: int) -> None:
+        """m2p[mfn + i] = INVALID for each extent."""
+        if not mfns.size:
+            return
+        whole, edges = self._cover(mfns, order)
+        if whole is not None and whole.size:
+            self._m2p.write_chunks(whole, INVALID_FRAME)
+        if edges.size:
+            # Frames of a chunk that is wholly invalid need no page to say so once more.
+            chunks = self._m2p.chunks_of(edges)
+            known = (self._m2p.page[chunks] < 0) & (self._m2p.base[chunks] == INVALID_FRAME)
+            edges = edges[~known]
+            if edges.size:
+                self._m2p.write(edges, INVALID_FRAME)
+
+    def m2p(self, mfns: FrameArray) -> FrameArray:
+        """The gfn of each frame."""
+        return self._m2p.read(mfns).astype(np.uint64, copy=False)
+
+    def m2p_matches(
+        self, mfns: FrameArray, gfns: FrameArray, order: int
+    ) -> npt.NDArray[np.bool_]:
+        """Whether m2p[mfn + i] == gfn + i for all i of each extent."""
+        if order < CHUNK_SHIFT:
+            right = self.m2p(expand(mfns, order)) == expand(gfns, order)
+            return self._by_extent(right, order)
+        words = self._m2p
+        chunks = _chunks(words.chunks_of(mfns), order)
+        bases = (gfns[:, None] + np.arange(0, 1 << order, CHUNK, dtype=np.uint64)).reshape(-1)
+        pages = words.page[chunks]
+        right = words.base[chunks] == bases
+        dense = pages >= 0
+        if dense.any():
+            wanted = bases[dense][:, None] + np.arange(CHUNK, dtype=np.uint64)
+            right[dense] = (words.pages[pages[dense]] == wanted).all(axis=1)
+        return self._by_extent(right, order - CHUNK_SHIFT)
+
+    # -- who has what ------------------------------------------------------------------------
+
+    def owned_runs(self, domid: int) -> tuple[FrameArray, FrameArray]:
+        """Maximal runs of frames of an owner, ascending: (starts, lengths)."""
+        words = self._owner
+        uniform = np.flatnonzero((words.base == domid) & (words.page < 0))
+        starts, lengths = runs_of(uniform.astype(np.uint64))
+        first = np.uint64(words.first_chunk)
+        starts = (starts + first) << np.uint64(CHUNK_SHIFT)
+        lengths = lengths << np.uint64(CHUNK_SHIFT)
+        dense = np.flatnonzero(words.page >= 0)
+        if dense.size:
+            row, column = np.nonzero(words.pages[words.page[dense]] == domid)
+            frames = ((dense[row].astype(np.uint64) + first) << np.uint64(CHUNK_SHIFT)) + column.astype(np.uint64)
+            more_starts, more_lengths = runs_of(frames)
+            starts = np.concatenate((starts, more_starts))
+            lengths = np.concatenate((lengths, more_lengths))
+            where = np.argsort(starts)
+            starts, lengths = starts[where], lengths[where]
+        starts, lengths = self._clip(starts, lengths)
+        return _merge(starts, lengths)
+
+    def count_owned(self, domid: int) -> int:
+        """Frames of an owner."""
+        return int(self.owned_runs(domid)[1].sum())
+
+    def orphans(self, domid: int) -> tuple[FrameArray, FrameArray]:
+        """Runs of owned frames whose M2P word is invalid: (starts, lengths)."""
+        found: list[FrameArray] = []
+        for start, length in zip(*(a.tolist() for a in self.owned_runs(domid)), strict=True):
+            chunks = np.arange(start >> CHUNK_SHIFT, ((start + length - 1) >> CHUNK_SHIFT) + 1)
+            chunks = chunks.astype(np.intp) - self._m2p.first_chunk
+            suspect = (self._m2p.page[chunks] >= 0) | (self._m2p.base[chunks] == INVALID_FRAME)
+            for chunk in chunks[suspect].tolist():
+                low = (chunk + self._m2p.first_chunk) << CHUNK_SHIFT
+                frames = np.arange(
+                    max(low, start), min(low + CHUNK, start + length), dtype=np.uint64
+                )
+                found.append(frames[self.m2p(frames) == INVALID_FRAME])
+        return runs_of(np.concatenate(found)) if found else runs_of(np.empty(0, dtype=np.uint64))
+
+    # -- copies ------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The whole table in its compact form."""
+        owner, m2p = self._owner.to_arrays(), self._m2p.to_arrays()
+        header = np.array(
+            [self.start, self.end - self.start, owner[2].shape[0], m2p[2].shape[0]], dtype="<u8"
+        )
+        return b"".join(part.tobytes() for part in (header, *owner, *m2p))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """A read-only copy of a table from ``to_bytes``."""
+        start, nr_frames, *nr_pages = np.frombuffer(data, "<u8", _HEADER).tolist()
+        table = cls(start, nr_frames)
+        at = 8 * _HEADER
+        for words, nr in zip((table._owner, table._m2p), nr_pages, strict=True):
+            nr_chunks = words.base.size
+            base = np.frombuffer(data, words.base.dtype, nr_chunks, at)
+            at += base.nbytes
+            page = np.frombuffer(data, np.int32, nr_chunks, at)
+            at += page.nbytes
+            pages = np.frombuffer(data, words.base.dtype, nr * CHUNK, at).reshape(nr, CHUNK)
+            at += pages.nbytes
+            words.load(base, page, pages)
+        assert at == len(data), f"{len(data) - at} bytes too many"
+        return table
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def _cover(
+        self, mfns: FrameArray, order: int
+    ) -> tuple[npt.NDArray[np.intp] | None, FrameArray]:
+        """Extents as whole chunks and the single frames beside them."""
+        none = np.empty(0, dtype=np.uint64)
+        if order >= CHUNK_SHIFT:
+            return _chunks(self._owner.chunks_of(mfns), order), none
+        frames = expand(mfns, order)
+        if frames.size < CHUNK:
+            return None, frames
+        low, high = int(frames.min()), int(frames.max()) + 1
+        if high - low != frames.size:
+            return None, frames
+        first, last = -(-low // CHUNK) * CHUNK, high // CHUNK * CHUNK
+        if first >= last:
+            return None, frames
+        whole = np.arange(first >> CHUNK_SHIFT, last >> CHUNK_SHIFT, dtype=np.intp)
+        edges = np.concatenate(
+            (np.arange(low, first, dtype=np.uint64), np.arange(last, high, dtype=np.uint64))
+        )
+        return whole - self._owner.first_chunk, edges
+
+    def _by_extent(self, right: npt.NDArray[np.bool_], order: int) -> npt.NDArray[np.bool_]:
+        return right if order == 0 else right.reshape(-1, 1 << order).all(axis=1)
+
+    def _clip(self, starts: FrameArray, lengths: FrameArray) -> tuple[FrameArray, FrameArray]:
+        """Runs cut to the node: a uniform chunk at its edge may reach beyond it."""
+        ends = np.minimum(starts + lengths, np.uint64(self.end))
+        starts = np.maximum(starts, np.uint64(self.start))
+        keep = ends > starts
+        return starts[keep], (ends - starts)[keep]
+
+
+def _chunks(first: npt.NDArray[np.intp], order: int) -> npt.NDArray[np.intp]:
+    """All chunks of extents of at least a chunk."""
+    if order == CHUNK_SHIFT:
+        return first
+    return (first[:, None] + np.arange(1 << (order - CHUNK_SHIFT), dtype=np.intp)).reshape(-1)
+
+
+def _merge(starts: FrameArray, lengths: FrameArray) -> tuple[FrameArray, FrameArray]:
+    """Touching runs joined."""
+    if starts.size < 2:
+        return starts, lengths
+    ends = starts + lengths
+    new = np.concatenate(([True], starts[1:] != ends[:-1]))
+    first = np.flatnonzero(new)
+    last = np.concatenate((first[1:] - 1, [starts.size - 1]))
+    return starts[first], ends[last] - starts[first]
