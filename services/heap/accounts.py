@@ -8,6 +8,13 @@ from services.component.locks import Lock
 
 
 @dataclass(slots=True)
+class Claims:
+    """Frames that all claims together hold back (outstanding_claims of page_alloc.c)."""
+
+    total: int = 0
+
+
+@dataclass(slots=True)
 class DomainBook:
     """One domain's accounting, in frames (domain_tot_pages, max_pages, outstanding_pages).
 
@@ -18,10 +25,16 @@ class DomainBook:
     max_pages: int
     superpages: str
     lock: Lock
+    claims: Claims
     tot_pages: int = 0
     pool_pages: int = 0
     claim: int = 0
     dying: bool = False
+
+    def set_claim(self, nr: int) -> None:
+        """domain_set_outstanding_pages: this domain's claim, 0 for none."""
+        self.claims.total += nr - self.claim
+        self.claim = nr
 
     def room(self) -> int:
         """Frames that assign_pages would still let the domain have."""
@@ -34,7 +47,8 @@ class DomainBook:
             f"tot_pages {self.tot_pages}"
         )
         self.tot_pages += nr
-        self.claim = max(0, self.claim - nr)
+        if self.claim:
+            self.set_claim(max(0, self.claim - nr))
 
     def unassign(self, nr: int) -> None:
         """Count frames out."""

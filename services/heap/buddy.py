@@ -29,16 +29,18 @@ class BuddyHeap:
         self.end = start + nr_frames
         self.total_frames = max(0, self.end - self.start)
         self.free_frames = 0
-        # mfn -> dirty, in list order; one list per (zone, order).
-        self._lists: dict[tuple[int, int], OrderedDict[int, bool]] = {}
+        # mfn -> dirty, in list order; one list per zone and order.
+        self._lists: dict[int, list[OrderedDict[int, bool]]] = {}
+        # Zones from the highest down, and for each a bit mask of the orders with blocks.
         self._zones: list[int] = []
+        self._filled: dict[int, int] = {}
         self._order_of: dict[int, int] = {}
         if self.total_frames:
             low, high = self.start.bit_length(), (self.end - 1).bit_length()
             self._zones = list(range(high, low - 1, -1))
             for zone in self._zones:
-                for order in _ORDERS:
-                    self._lists[zone, order] = OrderedDict()
+                self._lists[zone] = [OrderedDict() for _ in _ORDERS]
+                self._filled[zone] = 0
             self._insert_range(self.start, self.end, dirty=False)
             self.free_frames = self.total_frames
 
@@ -73,14 +75,13 @@ class BuddyHeap:
             for zone in self._zones:
                 if zone > zone_hi:
                     continue
-                for block_order in range(order, MAX_ORDER + 1):
-                    blocks = self._lists[zone, block_order]
-                    if not blocks:
-                        continue
-                    mfn, dirty = next(iter(blocks.items()))
-                    if dirty and order and not accept_dirty:
-                        continue
-                    return mfn, block_order, dirty
+                filled = self._filled[zone] >> order << order
+                while filled:
+                    block_order = (filled & -filled).bit_length() - 1
+                    mfn, dirty = next(iter(self._lists[zone][block_order].items()))
+                    if accept_dirty or not dirty or not order:
+                        return mfn, block_order, dirty
+                    filled &= filled - 1
         return None
 
     def _carve(
@@ -143,15 +144,22 @@ class BuddyHeap:
             self._insert(mfn, order, dirty=dirty)
 
     def _insert(self, mfn: int, order: int, *, dirty: bool) -> None:
-        blocks = self._lists[mfn.bit_length(), order]
+        zone = mfn.bit_length()
+        blocks = self._lists[zone][order]
         blocks[mfn] = dirty
+        self._filled[zone] |= 1 << order
         if not dirty:
             blocks.move_to_end(mfn, last=False)
         self._order_of[mfn] = order
 
     def _remove(self, mfn: int, order: int) -> bool:
         del self._order_of[mfn]
-        return self._lists[mfn.bit_length(), order].pop(mfn)
+        zone = mfn.bit_length()
+        blocks = self._lists[zone][order]
+        dirty = blocks.pop(mfn)
+        if not blocks:
+            self._filled[zone] &= ~(1 << order)
+        return dirty
 
     # -- reports -----------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
-"""A word for every frame, held by chunks of 512: one value for a whole chunk, or a dense page.
+"""A word for every frame, held by chunks of 512: one rule for a whole chunk, or a dense page.
 
 4 TiB of memory mapped by superpages then costs some tens of MiB instead of gigabytes. Pure arrays.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,95 +14,148 @@ from protocols.frames import FrameArray
 
 CHUNK_SHIFT: Final = 9
 CHUNK: Final = 1 << CHUNK_SHIFT
+PAGES_AT_ONCE: Final = 1 << 14
+FEW: Final = 8
+"""Up to so many chunks are handled one by one: numpy calls would cost more than they save."""
+
 _MASK: Final = np.uint64(CHUNK - 1)
 _NO_PAGE: Final = -1
 
 ChunkIds = npt.NDArray[np.intp]
+Words = npt.NDArray[np.unsignedinteger[Any]]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class ChunkedWords:
-    """Words indexed by frame, ``frame - start`` from 0.
+    """Words indexed by frame.
 
-    A chunk without a page has word ``base``, or ``base + offset`` when the table is ``ramped`` and
-    the base is not ``empty``.
+    A chunk without a page has word ``base`` everywhere or, where ``slope`` is 1 or -1, word
+    ``base + slope * offset``: frames ascend inside an extent, and 4K frames come out of the heap
+    descending.
     """
 
     def __init__(
-        self, start: int, nr_frames: int, dtype: type[np.unsignedinteger], empty: int, *, ramped: bool
+        self, start: int, nr_frames: int, dtype: type[np.unsignedinteger[Any]], empty: int
     ) -> None:
         self.first_chunk = start >> CHUNK_SHIFT
         nr_chunks = ((start + nr_frames - 1) >> CHUNK_SHIFT) - self.first_chunk + 1
-        self.empty = dtype(empty)
-        self.ramped = ramped
-        self.base = np.full(nr_chunks, self.empty, dtype=dtype)
+        self.base: Words = np.full(nr_chunks, empty, dtype=dtype)
+        self.slope = np.zeros(nr_chunks, dtype=np.int8)
         self.page = np.full(nr_chunks, _NO_PAGE, dtype=np.int32)
-        self.pages = np.empty((0, CHUNK), dtype=dtype)
+        # Room for many pages at once: untouched ones cost address space, not memory.
+        self.pages: Words = np.empty((min(nr_chunks, PAGES_AT_ONCE), CHUNK), dtype=dtype)
         self._spare: list[int] = []
         self._nr_pages = 0
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.base.nbytes + self.page.nbytes + self.pages.nbytes
+        used = self._nr_pages * CHUNK * self.pages.itemsize
+        return self.base.nbytes + self.slope.nbytes + self.page.nbytes + used
 
     def chunks_of(self, frames: FrameArray) -> ChunkIds:
         """Chunk number of each frame."""
-        return (frames >> np.uint64(CHUNK_SHIFT)).astype(np.intp) - self.first_chunk
+        return (frames >> CHUNK_SHIFT).astype(np.intp) - self.first_chunk
 
-    def read(self, frames: FrameArray) -> npt.NDArray[np.unsignedinteger]:
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(self, frames: FrameArray) -> Words:
         """The word of each frame."""
         chunks = self.chunks_of(frames)
-        offset = frames & _MASK
-        words = self.base[chunks]
-        if self.ramped:
-            words = np.where(words == self.empty, self.empty, words + offset.astype(words.dtype))
+        offset = (frames & _MASK).astype(np.intp)
+        words = self._ruled(chunks, offset)
         page = self.page[chunks]
         dense = page != _NO_PAGE
         if dense.any():
-            words[dense] = self.pages[page[dense], offset[dense].astype(np.intp)]
+            words[dense] = self.pages[page[dense], offset[dense]]
         return words
 
-    def write_chunks(self, chunks: ChunkIds, bases: npt.ArrayLike) -> None:
-        """Whole chunks: one base each; their pages are released."""
+    def _ruled(self, chunks: ChunkIds, offset: ChunkIds) -> Words:
+        """Words by the rule of each frame's chunk, as if there were no pages."""
+        slope = self.slope[chunks]
+        return self.base[chunks] + (slope * offset).astype(self.base.dtype)
+
+    def uniform(self, chunks: ChunkIds, value: int) -> BoolArray:
+        """Whether each chunk has this word everywhere."""
+        if chunks.size <= FEW:
+            base, slope, page = self.base.item, self.slope.item, self.page.item
+            right = [
+                base(c) == value and not slope(c) if page(c) == _NO_PAGE
+                else bool((self.pages[page(c)] == value).all())
+                for c in chunks.tolist()
+            ]  # fmt: skip
+            return np.array(right, dtype=np.bool_)
         pages = self.page[chunks]
-        held = pages[pages != _NO_PAGE]
-        if held.size:
-            self._spare.extend(held.tolist())
-            self.page[chunks] = _NO_PAGE
+        result = (self.base[chunks] == value) & (self.slope[chunks] == 0)
+        dense = pages != _NO_PAGE
+        if dense.any():
+            result[dense] = (self.pages[pages[dense]] == value).all(axis=1)
+        return result
+
+    def ascends(self, chunks: ChunkIds, bases: FrameArray) -> BoolArray:
+        """Whether each chunk has words base, base + 1, ..., base + 511."""
+        pages = self.page[chunks]
+        result = (self.base[chunks] == bases) & (self.slope[chunks] == 1)
+        dense = pages != _NO_PAGE
+        if dense.any():
+            wanted = bases[dense][:, None] + np.arange(CHUNK, dtype=self.base.dtype)
+            result[dense] = (self.pages[pages[dense]] == wanted).all(axis=1)
+        return result
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def write_chunks(self, chunks: ChunkIds, bases: npt.ArrayLike, slope: int = 0) -> None:
+        """Whole chunks by rule; their pages are released."""
+        if chunks.size <= FEW:
+            held = [chunk for chunk in chunks.tolist() if self.page.item(chunk) != _NO_PAGE]
+        else:
+            held = chunks[self.page[chunks] != _NO_PAGE]
+        if len(held):
+            self._spare.extend(self.page[held].tolist())
+            self.page[held] = _NO_PAGE
         self.base[chunks] = bases
+        self.slope[chunks] = slope
 
     def write(self, frames: FrameArray, words: npt.ArrayLike) -> None:
         """Single frames, by dense pages."""
         chunks = self.chunks_of(frames)
-        self._densify(chunks)
+        sparse = chunks[self.page[chunks] == _NO_PAGE]
+        if sparse.size:
+            self._densify(np.unique(sparse))
         self.pages[self.page[chunks], (frames & _MASK).astype(np.intp)] = words
 
     def _densify(self, chunks: ChunkIds) -> None:
-        sparse = chunks[self.page[chunks] == _NO_PAGE]
-        if not sparse.size:
-            return
-        for chunk in np.unique(sparse).tolist():
-            page = self._spare.pop() if self._spare else self._grow()
-            base = self.base[chunk]
-            if self.ramped and base != self.empty:
-                self.pages[page] = base + np.arange(CHUNK, dtype=self.base.dtype)
-            else:
-                self.pages[page] = base
-            self.page[chunk] = page
-
-    def _grow(self) -> int:
-        if self._nr_pages == self.pages.shape[0]:
-            grown = np.empty((max(16, 2 * self._nr_pages), CHUNK), dtype=self.base.dtype)
-            grown[: self._nr_pages] = self.pages
+        """Give chunks a page each that says what their rule said."""
+        nr = int(chunks.size)
+        reused = [self._spare.pop() for _ in range(min(nr, len(self._spare)))]
+        fresh = range(self._nr_pages, self._nr_pages + nr - len(reused))
+        if fresh.stop > self.pages.shape[0]:
+            grown = np.empty((2 * fresh.stop, CHUNK), dtype=self.base.dtype)
+            grown[: self._nr_pages] = self.pages[: self._nr_pages]
             self.pages = grown
-        self._nr_pages += 1
-        return self._nr_pages - 1
+        self._nr_pages = fresh.stop
+        pages = np.array([*reused, *fresh], dtype=np.int32)
+        self.pages[pages] = self._ruled(chunks[:, None], np.arange(CHUNK, dtype=np.intp))
+        self.page[chunks] = pages
 
-    def to_arrays(self) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int32], npt.NDArray[np.unsignedinteger]]:
-        """(base, page, pages in use): what a copy is made from."""
-        return self.base, self.page, self.pages[: self._nr_pages]
+    # -- copies ------------------------------------------------------------------------------
 
-    def load(self, base: npt.NDArray[np.unsignedinteger], page: npt.NDArray[np.int32], pages: npt.NDArray[np.unsignedinteger]) -> None:
-        """Become the copy of what ``to_arrays`` gave; for reading only."""
-        self.base, self.page, self.pages = base, page, pages
-        self._nr_pages = pages.shape[0]
+    def to_bytes(self) -> bytes:
+        """Everything, in a form that ``load`` reads."""
+        pages = self.pages[: self._nr_pages]
+        parts = (self.base, self.slope, self.page, pages)
+        head = np.array([self.base.size, self._nr_pages], dtype="<u8")
+        return b"".join(part.tobytes() for part in (head, *parts))
+
+    def load(self, data: bytes, at: int) -> int:
+        """Become a read-only copy of what ``to_bytes`` gave at this offset; where it ends."""
+        nr_chunks, nr_pages = np.frombuffer(data, "<u8", 2, at).tolist()
+        at += 16
+        self.base = np.frombuffer(data, self.base.dtype, nr_chunks, at)
+        self.slope = np.frombuffer(data, np.int8, nr_chunks, at + self.base.nbytes)
+        at += self.base.nbytes + self.slope.nbytes
+        self.page = np.frombuffer(data, np.int32, nr_chunks, at)
+        at += self.page.nbytes
+        pages = np.frombuffer(data, self.base.dtype, nr_pages * CHUNK, at)
+        self.pages, self._nr_pages = pages.reshape(nr_pages, CHUNK), nr_pages
+        return at + pages.nbytes

@@ -51,7 +51,7 @@ from services.component.component import Component, handles
 from services.component.context import Context
 from services.component.traps import Acquire, Call, Preempt
 from services.heap import physmap, reservation
-from services.heap.accounts import DomainBook
+from services.heap.accounts import Claims, DomainBook
 from services.heap.host import HostConfig, OtherNodes
 from services.heap.node_memory import NodeMemory
 from services.heap.policy import SLICE_FRAMES
@@ -78,6 +78,7 @@ class Allocator(Component):
         self.memory = NodeMemory(node, start, nr_frames)
         self.others = OtherNodes(config, self.memory)
         self.books: dict[int, DomainBook] = {}
+        self.claims = Claims()
 
     def living(self, domid: int) -> DomainBook | None:
         """The domain's books, unless it is unknown or dying."""
@@ -86,8 +87,7 @@ class Allocator(Component):
 
     def claimed_by_others(self, book: DomainBook | None) -> int:
         """Frames of the heap that claims hold back from this domain."""
-        total = sum(other.claim for other in self.books.values() if other.claim)
-        return total - (book.claim if book is not None else 0)
+        return self.claims.total - (book.claim if book is not None else 0)
 
     # -- memory_op ---------------------------------------------------------------------------
 
@@ -128,14 +128,14 @@ class Allocator(Component):
         if book is None:
             return failed(Errno.EINVAL)
         if m.nr_pages == 0:
-            book.claim = 0
+            book.set_claim(0)
             return OK
         if book.claim or not book.tot_pages < m.nr_pages <= book.max_pages:
             return failed(Errno.EINVAL)
         wanted = m.nr_pages - book.tot_pages
         if wanted > self.memory.heap.free_frames - self.claimed_by_others(book):
             return failed(Errno.ENOMEM)
-        book.claim = wanted
+        book.set_claim(wanted)
         return OK
 
     @handles(Multicall)
@@ -161,9 +161,8 @@ class Allocator(Component):
         if pool.size < POOL_PAGES_MIN:
             self.memory.free(pool, 0, DOMID_XEN, dirty=False)
             return failed(Errno.ENOMEM)
-        book = DomainBook(
-            m.domid, m.max_pages, m.superpages, self.context.lock(f"domain {m.domid}")
-        )
+        lock = self.context.lock(f"domain {m.domid}")
+        book = DomainBook(m.domid, m.max_pages, m.superpages, lock, self.claims)
         self.books[m.domid] = book
         orders = [0] if m.superpages == "off" else list(self.config.leaf_orders)
         create = P2mCreate(m.domid, self.config.paging, orders, m.vcpus, pack(pool), m.force_4k)
@@ -226,7 +225,7 @@ class Allocator(Component):
         if book is None:
             return failed(Errno.ESRCH)
         book.dying = True
-        book.claim = 0
+        book.set_claim(0)
         await Acquire(book.lock)
         teardown = await Call(envelope.p2m(m.domid), P2mTeardown(m.domid))
         pool = unpack(teardown.mfns)

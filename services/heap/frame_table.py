@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, expand, runs_of
-from services.heap.chunked import CHUNK, CHUNK_SHIFT, ChunkedWords
+from services.heap.chunked import CHUNK, CHUNK_SHIFT, ChunkedWords, ChunkIds
 
-_HEADER: Final = 4
+_NO_FRAMES: Final = np.empty(0, dtype=np.uint64)
+_NO_CHUNKS: Final = np.empty(0, dtype=np.intp)
 
 
 class FrameTable:
@@ -23,8 +24,8 @@ class FrameTable:
     def __init__(self, start: int, nr_frames: int) -> None:
         self.start = start
         self.end = start + nr_frames
-        self._owner = ChunkedWords(start, nr_frames, np.uint16, DOMID_INVALID, ramped=False)
-        self._m2p = ChunkedWords(start, nr_frames, np.uint64, INVALID_FRAME, ramped=True)
+        self._owner = ChunkedWords(start, nr_frames, np.uint16, DOMID_INVALID)
+        self._m2p = ChunkedWords(start, nr_frames, np.uint64, INVALID_FRAME)
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +53,7 @@ class FrameTable:
                 f"expected {expected:#x}, wanted for domid {domid:#x}"
             )
         whole, edges = self._cover(mfns, order)
-        if whole is not None and whole.size:
+        if whole.size:
             self._owner.write_chunks(whole, domid)
         if edges.size:
             self._owner.write(edges, domid)
@@ -65,46 +66,49 @@ class FrameTable:
         """Whether all frames of each extent have this owner."""
         if order < CHUNK_SHIFT:
             return self._by_extent(self.owner(expand(mfns, order)) == domid, order)
-        words = self._owner
-        chunks = _chunks(words.chunks_of(mfns), order)
-        pages = words.page[chunks]
-        right = words.base[chunks] == domid
-        dense = pages >= 0
-        if dense.any():
-            right[dense] = (words.pages[pages[dense]] == domid).all(axis=1)
+        right = self._owner.uniform(_chunks(self._owner.chunks_of(mfns), order), domid)
         return self._by_extent(right, order - CHUNK_SHIFT)
 
     # -- M2P ---------------------------------------------------------------------------------
 
     def set_m2p(self, mfns: FrameArray, gfns: FrameArray, order: int) -> None:
         """m2p[mfn + i] = gfn + i for each extent."""
+        if not mfns.size:
+            return
         if order >= CHUNK_SHIFT:
             chunks = _chunks(self._m2p.chunks_of(mfns), order)
-            below = np.uint64(order - CHUNK_SHIFT)
-            steps = np.arange(1 << int(below), dtype=np.uint64) << np.uint64(CHUNK_SHIFT)
-            self._m2p.write_chunks(chunks, (gfns[:, None] + steps).reshape(-1))
+            self._m2p.write_chunks(chunks, _chunk_bases(gfns, order), 1)
             return
         frames, words = expand(mfns, order), expand(gfns, order)
-        if frames.size and frames.size % CHUNK == 0 and not int(frames[0]) % CHUNK:
-            ascending = frames[0] + np.arange(frames.size, dtype=np.uint64)
-            if (frames == ascending).all() and (words - frames == words[0] - frames[0]).all():
-                self._m2p.write_chunks(self._m2p.chunks_of(frames[::CHUNK]), words[::CHUNK])
-                return
-        if frames.size:
+        slope = _slope(frames, words) if frames.size >= CHUNK else 0
+        if not slope:
             self._m2p.write(frames, words)
+            return
+        # A straight run of frames: its whole chunks need a rule each, only its ends single words.
+        low = min(int(frames[0]), int(frames[-1]))
+        word = int(words[0]) if int(frames[0]) == low else int(words[-1])
+        whole, edges = self._cover(mfns, order)
+        for part, by_chunk in ((whole, True), (edges, False)):
+            if part.size:
+                firsts = (part + self._m2p.first_chunk) << CHUNK_SHIFT if by_chunk else part
+                values = word + slope * (firsts.astype(np.int64) - low)
+                if by_chunk:
+                    self._m2p.write_chunks(part.astype(np.intp), values.astype(np.uint64), slope)
+                else:
+                    self._m2p.write(part.astype(np.uint64), values.astype(np.uint64))
 
     def clear_m2p(self, mfns: FrameArray, order: int) -> None:
         """m2p[mfn + i] = INVALID for each extent."""
         if not mfns.size:
             return
         whole, edges = self._cover(mfns, order)
-        if whole is not None and whole.size:
+        if whole.size:
             self._m2p.write_chunks(whole, INVALID_FRAME)
         if edges.size:
             # Frames of a chunk that is wholly invalid need no page to say so once more.
             chunks = self._m2p.chunks_of(edges)
-            known = (self._m2p.page[chunks] < 0) & (self._m2p.base[chunks] == INVALID_FRAME)
-            edges = edges[~known]
+            ruled = (self._m2p.page[chunks] < 0) & (self._m2p.slope[chunks] == 0)
+            edges = edges[~(ruled & (self._m2p.base[chunks] == INVALID_FRAME))]
             if edges.size:
                 self._m2p.write(edges, INVALID_FRAME)
 
@@ -119,15 +123,8 @@ class FrameTable:
         if order < CHUNK_SHIFT:
             right = self.m2p(expand(mfns, order)) == expand(gfns, order)
             return self._by_extent(right, order)
-        words = self._m2p
-        chunks = _chunks(words.chunks_of(mfns), order)
-        bases = (gfns[:, None] + np.arange(0, 1 << order, CHUNK, dtype=np.uint64)).reshape(-1)
-        pages = words.page[chunks]
-        right = words.base[chunks] == bases
-        dense = pages >= 0
-        if dense.any():
-            wanted = bases[dense][:, None] + np.arange(CHUNK, dtype=np.uint64)
-            right[dense] = (words.pages[pages[dense]] == wanted).all(axis=1)
+        chunks = _chunks(self._m2p.chunks_of(mfns), order)
+        right = self._m2p.ascends(chunks, _chunk_bases(gfns, order))
         return self._by_extent(right, order - CHUNK_SHIFT)
 
     # -- who has what ------------------------------------------------------------------------
@@ -162,7 +159,8 @@ class FrameTable:
         for start, length in zip(*(a.tolist() for a in self.owned_runs(domid)), strict=True):
             chunks = np.arange(start >> CHUNK_SHIFT, ((start + length - 1) >> CHUNK_SHIFT) + 1)
             chunks = chunks.astype(np.intp) - self._m2p.first_chunk
-            suspect = (self._m2p.page[chunks] >= 0) | (self._m2p.base[chunks] == INVALID_FRAME)
+            invalid = (self._m2p.base[chunks] == INVALID_FRAME) & (self._m2p.slope[chunks] == 0)
+            suspect = (self._m2p.page[chunks] >= 0) | invalid
             for chunk in chunks[suspect].tolist():
                 low = (chunk + self._m2p.first_chunk) << CHUNK_SHIFT
                 frames = np.arange(
@@ -175,48 +173,35 @@ class FrameTable:
 
     def to_bytes(self) -> bytes:
         """The whole table in its compact form."""
-        owner, m2p = self._owner.to_arrays(), self._m2p.to_arrays()
-        header = np.array(
-            [self.start, self.end - self.start, owner[2].shape[0], m2p[2].shape[0]], dtype="<u8"
-        )
-        return b"".join(part.tobytes() for part in (header, *owner, *m2p))
+        header = np.array([self.start, self.end - self.start], dtype="<u8").tobytes()
+        return header + self._owner.to_bytes() + self._m2p.to_bytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """A read-only copy of a table from ``to_bytes``."""
-        start, nr_frames, *nr_pages = np.frombuffer(data, "<u8", _HEADER).tolist()
+        start, nr_frames = np.frombuffer(data, "<u8", 2).tolist()
         table = cls(start, nr_frames)
-        at = 8 * _HEADER
-        for words, nr in zip((table._owner, table._m2p), nr_pages, strict=True):
-            nr_chunks = words.base.size
-            base = np.frombuffer(data, words.base.dtype, nr_chunks, at)
-            at += base.nbytes
-            page = np.frombuffer(data, np.int32, nr_chunks, at)
-            at += page.nbytes
-            pages = np.frombuffer(data, words.base.dtype, nr * CHUNK, at).reshape(nr, CHUNK)
-            at += pages.nbytes
-            words.load(base, page, pages)
-        assert at == len(data), f"{len(data) - at} bytes too many"
+        end = table._m2p.load(data, table._owner.load(data, 16))
+        assert end == len(data), f"{len(data) - end} bytes too many"
         return table
 
     # -- helpers -----------------------------------------------------------------------------
 
     def _cover(
         self, mfns: FrameArray, order: int
-    ) -> tuple[npt.NDArray[np.intp] | None, FrameArray]:
+    ) -> tuple[ChunkIds, FrameArray]:
         """Extents as whole chunks and the single frames beside them."""
-        none = np.empty(0, dtype=np.uint64)
         if order >= CHUNK_SHIFT:
-            return _chunks(self._owner.chunks_of(mfns), order), none
+            return _chunks(self._owner.chunks_of(mfns), order), _NO_FRAMES
         frames = expand(mfns, order)
         if frames.size < CHUNK:
-            return None, frames
+            return _NO_CHUNKS, frames
         low, high = int(frames.min()), int(frames.max()) + 1
         if high - low != frames.size:
-            return None, frames
+            return _NO_CHUNKS, frames
         first, last = -(-low // CHUNK) * CHUNK, high // CHUNK * CHUNK
         if first >= last:
-            return None, frames
+            return _NO_CHUNKS, frames
         whole = np.arange(first >> CHUNK_SHIFT, last >> CHUNK_SHIFT, dtype=np.intp)
         edges = np.concatenate(
             (np.arange(low, first, dtype=np.uint64), np.arange(last, high, dtype=np.uint64))
@@ -232,6 +217,23 @@ class FrameTable:
         starts = np.maximum(starts, np.uint64(self.start))
         keep = ends > starts
         return starts[keep], (ends - starts)[keep]
+
+
+def _slope(frames: FrameArray, words: FrameArray) -> int:
+    """1 or -1 if words climb by one as frames go up or down by one, else 0."""
+    steps = np.diff(frames)
+    if not (np.diff(words) == 1).all():
+        return 0
+    if (steps == 1).all():
+        return 1
+    return -1 if (steps == np.uint64(INVALID_FRAME)).all() else 0
+
+
+def _chunk_bases(gfns: FrameArray, order: int) -> FrameArray:
+    """The first gfn of each chunk of extents of at least a chunk."""
+    if order == CHUNK_SHIFT:
+        return gfns
+    return (gfns[:, None] + np.arange(0, 1 << order, CHUNK, dtype=np.uint64)).reshape(-1)
 
 
 def _chunks(first: npt.NDArray[np.intp], order: int) -> npt.NDArray[np.intp]:

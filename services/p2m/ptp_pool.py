@@ -104,12 +104,14 @@ class PtpPool:
         return slot
 
     def _grow(self) -> None:
-        capacity = len(self.rows)
-        rows: EntryArray = np.empty((2 * capacity, self.rows.shape[1]), dtype=self.rows.dtype)
-        rows[:capacity] = self.rows
+        """Room for every frame of the pool: untouched rows cost address space, not memory."""
+        old = len(self.rows)
+        capacity = max(2 * old, self.nr_used + self.nr_free)
+        rows: EntryArray = np.empty((capacity, self.rows.shape[1]), dtype=self.rows.dtype)
+        rows[:old] = self.rows
         self.rows = rows
-        self._mfn_of = np.concatenate((self._mfn_of, np.zeros(capacity, dtype=np.uint64)))
-        self._spare.extend(range(2 * capacity - 1, capacity - 1, -1))
+        self._mfn_of = np.concatenate((self._mfn_of, np.zeros(capacity - old, dtype=np.uint64)))
+        self._spare.extend(range(capacity - 1, old - 1, -1))
 
     def mfn(self, slot: int) -> int:
         """Frame of the table in a slot."""
