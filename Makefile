@@ -17,7 +17,8 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)  ## make the virtual environment
 
 demo: $(STAMP)  ## launch the captured guests and a fleet of 64 domains on Ray
-	$(BIN)/python -m deploy.cli.demo
+	$(BIN)/shatterproof launch $(wildcard tests/data/xl/*.cfg) examples/fleet.toml
+	$(BIN)/shatterproof replay tests/data/traces/balloon.t7-1g-dec4k.trimmed.trace.bin.xz
 
 test: $(STAMP)  ## the whole test suite, real Ray actors included
 	$(BIN)/python -m pytest

@@ -10,8 +10,8 @@ from rich.table import Table
 from deploy.driver.report import DomainStatus, RunReport
 from protocols.frames import ORDER_NAMES
 
-ROWS_MAX = 40
-"""A closing table stays on a screen: alike domains share a row, and at most so many rows."""
+ROWS_MAX = 100
+"""A closing table ends somewhere: at most so many rows."""
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:

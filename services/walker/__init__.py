@@ -1,0 +1,1 @@
+"""The HAP walker of a vCPU: nested walks over received table frames, and what it caches of them."""
