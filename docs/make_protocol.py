@@ -14,7 +14,7 @@ HEAD = f"""# Protocol, version {PROTOCOL_VERSION}
 
 Made from the message classes by `python -m docs.make_protocol`; a test sees that no message is missing.
 
-On the wire a batch is a msgpack array `[version, credits, [envelope, ...]]`, an envelope `[src, dst, msg_id, in_reply_to, body]`, and a body its tag followed by its fields in the order given here. Frame numbers travel packed: `bin` of little-endian u64.
+On the wire a batch is a msgpack array `[version, sender, credits, [envelope, ...]]`, an envelope `[src, dst, msg_id, in_reply_to, body]`, and a body its tag followed by its fields in the order given here. Frame numbers travel packed: `bin` of little-endian u64.
 """
 
 

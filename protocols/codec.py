@@ -1,6 +1,6 @@
 """Bytes to envelopes and back: the only module below the traces that knows the wire format.
 
-A batch is a msgpack array ``[version, credits, [envelope, ...]]``. Decoding checks the schema of
+A batch is a msgpack array ``[version, sender, credits, [envelope, ...]]``. Decoding checks the schema of
 every field before anything is delivered; an error names the message and the field.
 """
 
@@ -18,9 +18,13 @@ from protocols.registry import MESSAGE_KINDS
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Envelopes for one receiver; ``credits`` acknowledges batches received from it."""
+    """Envelopes for one receiver, from the shard ``sender`` (-1: the client).
+
+    ``credits`` acknowledges batches received from the receiver.
+    """
 
     version: int
+    sender: int
     credits: int
     envelopes: list[Envelope]
 
@@ -31,9 +35,9 @@ _envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
 _ENVELOPE_FIELDS: Final = ("src", "dst", "msg_id", "in_reply_to", "body")
 
 
-def encode_batch(envelopes: list[Envelope], credits: int = 0) -> bytes:  # noqa: A002
+def encode_batch(envelopes: list[Envelope], sender: int = -1, credits: int = 0) -> bytes:  # noqa: A002
     """The bytes of a batch."""
-    return _encoder.encode(Batch(PROTOCOL_VERSION, credits, envelopes))
+    return _encoder.encode(Batch(PROTOCOL_VERSION, sender, credits, envelopes))
 
 
 def decode_batch(data: bytes) -> Batch:

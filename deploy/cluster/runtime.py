@@ -117,7 +117,7 @@ class RayRuntime:
         )
         self._number = {place: number for number, place in enumerate(self._layout)}
         actor_class = ray.remote(as_actor_class()).options(
-            num_cpus=0, max_restarts=0, max_task_retries=0
+            num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False
         )
         self._actors: list[Any] = []
         for me in range(len(self._layout)):
@@ -169,8 +169,8 @@ class RayRuntime:
             envelope = Envelope(CLIENT, dst, self._next_id, 0, request)  # type: ignore[arg-type]
             outgoing.setdefault(number, []).append(envelope)
         for number, envelopes in outgoing.items():
-            for data in split(envelopes):
-                self._actors[number].deliver.remote(CLIENT_SHARD, data)
+            for data in split(envelopes, CLIENT_SHARD):
+                self._actors[number].deliver.remote(data)
         replies: dict[int, Message] = {}
         pause, moved_at = POLL_SECONDS_MIN, time.monotonic()
         while True:

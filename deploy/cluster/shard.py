@@ -27,8 +27,8 @@ from services.component.host import Host
 from services.heap.host import HostConfig
 
 CLIENT_SHARD: Final = -1
-Send = Callable[[int, int, bytes], None]
-"""(peer, sender, batch): hand a batch to a peer's ``deliver``; must not block."""
+Send = Callable[[int, bytes], None]
+"""(peer, batch): hand a batch to a peer's ``deliver``; must not block."""
 
 
 class ShardConfig(msgspec.Struct, frozen=True):
@@ -69,14 +69,14 @@ class Shard:
         self._failure: str | None = None
         self._journal: list[tuple[int, bytes]] = []
 
-    def deliver(self, sender: int, data: bytes) -> None:
+    def deliver(self, data: bytes) -> None:
         """Handle a batch and send on what it caused. Never raises: see ``report``."""
         if self._failure is not None:
             return
         try:
             batch = decode_batch(data)
-            if sender != CLIENT_SHARD:
-                link = self._link(sender)
+            if batch.sender != CLIENT_SHARD:
+                link = self._link(batch.sender)
                 link.received(batch.credits, carries_envelopes=bool(batch.envelopes))
             self._pump(deque(batch.envelopes))
             self._flush()
@@ -108,12 +108,12 @@ class Shard:
     def _flush(self) -> None:
         for peer, link in self._links.items():
             for data in link.batches():
-                self._send(peer, self._config.me, data)
+                self._send(peer, data)
 
     def _link(self, peer: int) -> Link:
         link = self._links.get(peer)
         if link is None:
-            link = self._links[peer] = Link()
+            link = self._links[peer] = Link(self._config.me)
         return link
 
     def _locate(self, address: str) -> int:
@@ -162,18 +162,21 @@ def as_actor_class() -> Any:
         """Synchronous and single-threaded: Ray keeps one caller's order for these alone."""
 
         def __init__(self, config: bytes) -> None:
-            self._peers: dict[int, Any] = {}
+            self._deliver: dict[int, Any] = {}
             decoded = msgspec.msgpack.decode(config, type=ShardConfig)
-            self._shard = Shard(decoded, self._send_to)
+            self._shard = Shard(decoded, self._send)
 
-        def _send_to(self, peer: int, sender: int, data: bytes) -> None:
-            self._peers[peer].deliver.remote(sender, data)
+        def _send(self, peer: int, data: bytes) -> None:
+            self._deliver[peer].remote(data)
 
         def connect(self, peers: dict[int, Any]) -> None:
-            self._peers = peers
+            # No result is ever looked at, so none is made.
+            self._deliver = {
+                peer: actor.deliver.options(num_returns=0) for peer, actor in peers.items()
+            }
 
-        def deliver(self, sender: int, data: bytes) -> None:
-            self._shard.deliver(sender, data)
+        def deliver(self, data: bytes) -> None:
+            self._shard.deliver(data)
 
         def report(self) -> ShardReport:
             return self._shard.report()

@@ -47,10 +47,6 @@ class FrameCache:
         """Frames held."""
         return self._nr
 
-    def put(self, mfn: int, data: bytes) -> None:
-        """Keep a copy of one frame; 4096 bytes, as in memory."""
-        self.put_many(np.array([mfn], dtype=np.uint64), data)
-
     def put_many(self, mfns: FrameArray, data: bytes) -> None:
         """Keep copies of frames; a frame that is held already gets the new contents.
 

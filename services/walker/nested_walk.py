@@ -154,7 +154,7 @@ class _Walks:
             lost = slots == NO_SLOT
             if lost.any():
                 self.status[at[lost]] = WalkStatus.NEED_FRAME
-                self.needed.append(np.unique(tables[lost]))
+                self.needed.append(cache.missing(tables[lost]))
                 at, gfns, slots = at[~lost], gfns[~lost], slots[~lost]
             if not at.size:
                 return
@@ -215,7 +215,7 @@ class FlatView:
 
     def _learn(self, cache: FrameCache, root_mfn: int, parts: SlotArray) -> None:
         """Follow the upper levels once for each part."""
-        gfns = parts.view(np.uint64) << self._shift
+        gfns = parts.view(np.uint64) << np.uint64(self._shift)
         slots = np.full(parts.size, cache.slot(root_mfn), dtype=np.intp)
         for level in range(self.fmt.levels, 2, -1):
             entries = _read(self.fmt, cache, np.maximum(slots, 0), gfns, level)

@@ -158,7 +158,7 @@ class Tlb:
         orders: list[npt.NDArray[np.uint8]] = []
         for ways in reversed(self._ways):
             valid = ways.valid()
-            bases = ways.tags[valid] << ways.order
+            bases = ways.tags[valid] << np.uint64(ways.order)
             by_gfn = np.argsort(bases)
             gfns.append(bases[by_gfn])
             mfns.append((bases + ways.deltas[valid])[by_gfn])

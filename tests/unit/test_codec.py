@@ -18,7 +18,7 @@ def envelope(body):
 
 
 def raw(body):
-    return msgpack.packb([1, 0, [["toolstack/1", "allocator/0", 7, 0, body]]])
+    return msgpack.packb([1, -1, 0, [["toolstack/1", "allocator/0", 7, 0, body]]])
 
 
 def test_every_message_kind_is_named_after_its_tag_and_frozen():
@@ -36,7 +36,7 @@ def test_a_batch_round_trips_and_plain_msgpack_reads_it():
     assert batch.credits == 2
     assert batch.envelopes == [envelope(populate)]
     assert unpack(batch.envelopes[0].body.extent_start).tolist() == [0x200, 0x400]
-    version, _, envelopes = msgpack.unpackb(data)
+    version, _, _, envelopes = msgpack.unpackb(data)
     assert version == 1
     assert envelopes[0][4][0] == "populate_physmap"
     assert isinstance(envelopes[0][4][4], bytes), "extents travel as bin, never as lists"
@@ -71,7 +71,7 @@ def test_a_message_that_does_not_fit_is_refused_by_field(body, complaint):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"\x93\x01\x00", msgpack.packb({"a": 1}), msgpack.packb([9, 0, []])]
+    "data", [b"", b"\xff", b"\x93\x01\x00", msgpack.packb({"a": 1}), msgpack.packb([9, -1, 0, []])]
 )
 def test_bytes_that_are_no_batch_are_refused(data):
     with pytest.raises(ProtocolError):
