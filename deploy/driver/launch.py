@@ -95,7 +95,7 @@ class Launch:
             if self._touched
             for vcpu in range(self._specs[domid].config.vcpus)
         ]
-        taken = take_audit(self._runtime, self._config.nr_nodes, living, walkers)
+        taken = take_audit(self._runtime, self._config, living, walkers)
         report.audits.append(taken.report)
         report.host_total = taken.host_total
         report.host_free = taken.host_free
@@ -172,7 +172,7 @@ class Launch:
                 step = 1 << phase.order
                 last = phase.first_gfn + phase.pages // step * step
                 gfns = pack(np.arange(phase.first_gfn, last, step, dtype=np.uint64))
-                return BalloonDomain(domid, phase.down, phase.order, gfns)
+                return BalloonDomain(domid, phase.direction == "down", phase.order, gfns)
             case Pause() | Audit():
                 raise AssertionError(f"{phase} asks nothing of a domain")
 

@@ -1,11 +1,23 @@
-"""A scenario: a host, its domains, and the phases that all of them go through."""
+"""A scenario: a host, its domains, and the phases that all of them go through.
+
+The phases are msgspec structs with Xen's ranges in their types, so that a TOML table becomes one
+directly or is refused by the name of its field.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
 
+import msgspec
+
+from protocols.frames import FRAME_MAX
 from protocols.toolstack import GuestConfig
+
+Paging: TypeAlias = Literal["npt", "ept", "pae", "x86_32"]
+Superpages: TypeAlias = Literal["explicit", "opportunistic", "off"]
+Gfn: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=FRAME_MAX)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,62 +43,62 @@ class DomainSpec:
     force_4k: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
-    """Build every domain, all at once."""
+class PhaseBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    """A step that all domains take at once; the next begins when all are done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """Every vCPU accesses guest memory: ``nr`` gfns from ``first_gfn`` on, or random ones."""
+class Build(PhaseBase, frozen=True, tag="build"):
+    """Build every domain."""
 
-    pattern: str = "sequential"
-    nr: int = 1024
-    first_gfn: int = 0
-    stride: int = 1
+
+class Touch(PhaseBase, frozen=True, tag="touch"):
+    """Every domain's vCPUs share out ``nr`` accesses to gfns from ``first_gfn`` on.
+
+    sequential takes every ``stride``-th gfn, random any of the same gfns.
+    """
+
+    pattern: Literal["sequential", "random"] = "sequential"
+    nr: Positive = 1024
+    first_gfn: Gfn = 0
+    stride: Positive = 1
     write: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Punch:
-    """A 4K update in each of ``superpages`` superpages from ``first_gfn`` on.
+class Punch(PhaseBase, frozen=True, tag="punch"):
+    """4K updates inside ``superpages`` superpages of 2M from ``first_gfn`` on.
 
-    ``mode``: decrease (leave a hole), refill (decrease, then populate again), retype (ram_ro),
-    move (add_to_physmap to ``target_gfn`` upwards).
+    ``per_superpage`` pages from ``offset`` in each. decrease leaves a hole, refill populates it
+    again, retype makes it ram_ro, move sends it to ``target_gfn`` upwards by add_to_physmap.
     """
 
-    superpages: int = 1
-    first_gfn: int = 0x2000
-    offset: int = 0
-    per_superpage: int = 1
-    mode: str = "decrease"
-    target_gfn: int = 0xFD000
+    superpages: Positive = 1
+    first_gfn: Gfn = 0x2000
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=512)] = 0
+    per_superpage: Annotated[int, msgspec.Meta(ge=1, le=512)] = 1
+    mode: Literal["decrease", "refill", "retype", "move"] = "decrease"
+    target_gfn: Gfn = 0xFD000
 
 
-@dataclass(frozen=True, slots=True)
-class Balloon:
-    """Give back (``down``) or ask again for ``pages`` frames from ``first_gfn`` up."""
+class Balloon(PhaseBase, frozen=True, tag="balloon"):
+    """Give back (down) or ask again (up) for ``pages`` frames from ``first_gfn`` on."""
 
-    down: bool
-    pages: int
-    first_gfn: int = 0x2000
-    order: int = 0
+    direction: Literal["down", "up"]
+    pages: Positive
+    first_gfn: Gfn = 0x2000
+    order: Literal[0, 9] = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Destroy:
+class Destroy(PhaseBase, frozen=True, tag="destroy"):
     """Destroy every domain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(PhaseBase, frozen=True, tag="pause"):
     """Let the host come to rest; on Ray also wait for so many seconds."""
 
-    seconds: float = 0.0
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(PhaseBase, frozen=True, tag="audit"):
     """Audit here, not only at the end."""
 
 
@@ -100,4 +112,4 @@ class Scenario:
     source: str
     host: HostSpec
     domains: tuple[DomainSpec, ...]
-    phases: tuple[Phase, ...] = field(default=(Build(),))
+    phases: tuple[Phase, ...] = (Build(),)
