@@ -172,7 +172,9 @@ def _maps_alike(p2m: P2mSnapshot, first: int, tlb: TlbSnapshot, index: int) -> b
     sizes = np.uint64(1) << p2m.orders[first:last].astype(np.uint64)
     whole = int(gfns[0]) == int(tlb.gfns[index]) and runs.total((gfns, sizes)) == end - int(gfns[0])
     alike: FrameArray = mfns - gfns
-    return whole and bool((alike == alike[0]).all() and not _UNREACHABLE[p2m.types[first:last]].any())
+    return whole and bool(
+        (alike == alike[0]).all() and not _UNREACHABLE[p2m.types[first:last]].any()
+    )
 
 
 def _says(p2m: P2mSnapshot | None, gfn: int) -> str:

@@ -50,8 +50,3 @@ def subtract(runs: Runs, taken: Runs) -> Runs:
     before = np.concatenate(([False], left[:-1]))
     opens, closes = edges[left & ~before], edges[~left & before]
     return opens, closes - opens
-
-
-def meet(runs: Runs, other: Runs) -> Runs:
-    """The frames that are in both."""
-    return subtract(runs, subtract(runs, other))
