@@ -11,6 +11,7 @@ from protocols.errno import ShatterproofError
 from protocols.frames import FrameArray
 from protocols.message import Message, Request
 
+
 class Progress(Protocol):
     """Watches a run; called often, so it must be cheap."""
 

@@ -25,7 +25,9 @@ def type_name(kind: object) -> str:
     for part in meta:
         if isinstance(part, msgspec.Meta):
             low = part.ge if part.ge is not None else part.gt
-            high = part.le if part.le is not None else (part.lt - 1 if part.lt is not None else None)
+            high = (
+                part.le if part.le is not None else (part.lt - 1 if part.lt is not None else None)
+            )
             if low is not None or high is not None:
                 text += f" {low if low is not None else ''}..{high if high is not None else ''}"
             if part.pattern is not None:

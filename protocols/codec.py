@@ -1,13 +1,13 @@
 """Bytes to envelopes and back: the only module below the traces that knows the wire format.
 
-A batch is a msgpack array ``[version, sender, credits, [envelope, ...]]``. Decoding checks the schema of
-every field before anything is delivered; an error names the message and the field.
+A batch is a msgpack array ``[version, sender, credits, [envelope, ...]]``. Decoding checks the
+schema of every field before anything is delivered; an error names the message and the field.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -85,7 +85,7 @@ def _explain(error: Exception, data: bytes, prefix: int) -> str:
         return text
     path = [int(step) if step.isdigit() else None for step in re.findall(r"\[([^\]]*)\]", text)]
     for step in path[:prefix]:
-        raw = raw[step] if step is not None and isinstance(raw, list) else raw
+        raw = _element(raw, step)
     path = path[prefix:]
     what = text[: match.start()]
     if not path or path[0] is None or path[0] >= len(_ENVELOPE_FIELDS):
@@ -96,10 +96,17 @@ def _explain(error: Exception, data: bytes, prefix: int) -> str:
     return _explain_body(raw, path[1:], what)
 
 
+def _element(raw: Any, step: int | None) -> Any:
+    """The element of a decoded array, or None where there is no such thing."""
+    if step is None or not isinstance(raw, list):
+        return None
+    elements = cast("list[Any]", raw)
+    return elements[step] if step < len(elements) else None
+
+
 def _explain_body(raw: Any, path: list[int | None], what: str) -> str:
-    body: Any = raw[4] if isinstance(raw, list) else None
-    tag = body[0] if isinstance(body, list) and body else "?"
-    kind = MESSAGE_KINDS.get(str(tag))
+    tag = str(_element(_element(raw, 4), 0))
+    kind = MESSAGE_KINDS.get(tag)
     if kind is None or not path or path[0] is None:
         return f"message `{tag}`: {what}"
     names = kind.__struct_fields__

@@ -36,7 +36,9 @@ class DomctlDestroyDomain(Request[Status], frozen=True, tag="domctl_destroydomai
     domid: Domid
 
 
-class DomctlSetPagingMempoolSize(Request[Status], frozen=True, tag="domctl_set_paging_mempool_size"):
+class DomctlSetPagingMempoolSize(
+    Request[Status], frozen=True, tag="domctl_set_paging_mempool_size"
+):
     """XEN_DOMCTL_set_paging_mempool_size, in bytes; no page multiple is -EINVAL."""
 
     domid: Domid

@@ -14,9 +14,7 @@ import msgspec
 from protocols.registry import AnyMessage
 
 
-class Envelope(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False
-):
+class Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One message on its way."""
 
     src: str

@@ -65,6 +65,18 @@ def expand(starts: FrameArray, order: int) -> FrameArray:
     return (starts[:, None] + steps).reshape(-1)
 
 
+FEW = 16
+"""Arrays up to this size are cheaper to go through as Python integers than by numpy calls."""
+
+
+def bounds(frames: FrameArray) -> tuple[int, int]:
+    """(lowest, highest) of a non-empty array of frames."""
+    if frames.size <= FEW:
+        values: list[int] = frames.tolist()
+        return min(values), max(values)
+    return int(frames.min()), int(frames.max())
+
+
 def runs_of(frames: FrameArray) -> tuple[FrameArray, FrameArray]:
     """Sorted distinct frames as maximal runs: (starts, lengths), both u64 and ascending."""
     if frames.size == 0:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from protocols.memory import Status
-from protocols.message import Count, Domid, Frames, Message, Order, Request, check_frames, check_pairs
+from protocols.message import (
+    Count,
+    Domid,
+    Frames,
+    Message,
+    Order,
+    Request,
+    check_frames,
+    check_pairs,
+)
 
 
 class HeapPages(Message, frozen=True, tag="heap_pages"):

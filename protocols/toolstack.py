@@ -108,5 +108,3 @@ class TouchDomain(Request[DomainResult], frozen=True, tag="touch_domain"):
     pattern: Annotated[str, msgspec.Meta(pattern="^(sequential|random)$")]
     seed: Count
     write: bool
-
-

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from deploy.cli.files import write_json
 from deploy.cli.launch import load, run_scenario
-from deploy.cli.options import runtime_options, setup_logging
+from deploy.cli.options import json_option, runtime_options, setup_logging, workload_arguments
 from deploy.cli.render import print_audit
 from deploy.cli.session import RunOptions
 
@@ -20,8 +20,8 @@ Example:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("workloads", metavar="WORKLOAD...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "json_path", metavar="FILE|-", default=None, help="Write the audit as JSON; - is standard output.")
+@workload_arguments
+@json_option
 @runtime_options
 def audit(
     workloads: tuple[Path, ...],

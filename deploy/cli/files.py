@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +54,7 @@ def check_file(path: Path, flag: str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, flag: str) -> Iterator[BinaryIO]:
+def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
     """A file that appears at ``path`` only when all of it was written."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

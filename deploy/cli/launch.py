@@ -9,7 +9,7 @@ import click
 import structlog
 
 from deploy.cli.files import dump_tables, write_json
-from deploy.cli.options import output_options, runtime_options, setup_logging
+from deploy.cli.options import output_options, runtime_options, setup_logging, workload_arguments
 from deploy.cli.progress import ProgressDisplay
 from deploy.cli.render import print_report
 from deploy.cli.session import RunOptions, started
@@ -27,13 +27,36 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("workloads", metavar="WORKLOAD...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--host-memory", metavar="SIZE", default=None, help="Memory of the host (default 8GiB).")
+@workload_arguments
+@click.option(
+    "--host-memory", metavar="SIZE", default=None, help="Memory of the host (default 8GiB)."
+)
 @click.option("--nodes", type=click.IntRange(1, 64), default=None, help="NUMA nodes (default 1).")
-@click.option("--xen-cmdline", metavar="TEXT", default=None, help='Xen\'s own switches, e.g. "hap_1gb=0 hap_2mb=0".')
-@click.option("--paging", type=click.Choice(["npt", "ept", "pae", "x86_32"]), default=None, help="Format of the tables (default npt).")
-@click.option("--superpages", type=click.Choice(["explicit", "opportunistic", "off"]), default=None, help="populate_physmap policy of the host (default explicit).")
-@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), default=None, help="Record every message and p2m update.")
+@click.option(
+    "--xen-cmdline",
+    metavar="TEXT",
+    default=None,
+    help='Xen\'s own switches, e.g. "hap_1gb=0 hap_2mb=0".',
+)
+@click.option(
+    "--paging",
+    type=click.Choice(["npt", "ept", "pae", "x86_32"]),
+    default=None,
+    help="Format of the tables (default npt).",
+)
+@click.option(
+    "--superpages",
+    type=click.Choice(["explicit", "opportunistic", "off"]),
+    default=None,
+    help="populate_physmap policy of the host (default explicit).",
+)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Record every message and p2m update.",
+)
 @runtime_options
 @output_options
 def launch(
@@ -87,9 +110,10 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> RunReport:
     options.check()
     config = host_config(scenario.host)
     begun = time.monotonic()
-    with ProgressDisplay(len(scenario.domains)) as progress, started(
-        options, config, progress
-    ) as runtime:
+    with (
+        ProgressDisplay(len(scenario.domains)) as progress,
+        started(options, config, progress) as runtime,
+    ):
         run = Launch(
             scenario, config, runtime,
             seed=options.seed or 0, keep_tables=options.dump_p2m is not None,

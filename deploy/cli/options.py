@@ -14,6 +14,22 @@ import structlog
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+workload_arguments = click.argument(
+    "workloads",
+    metavar="WORKLOAD...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE|-",
+    default=None,
+    help="Write the report as JSON; - is standard output.",
+)
+
+
 def runtime_options(function: F) -> F:
     """--runtime, --address, --shards, --seed."""
     for option in (
@@ -44,10 +60,7 @@ def output_options(function: F) -> F:
     for option in (
         click.option("-v", "--verbose", is_flag=True, help="Log debug lines, too."),
         click.option("--log-json", is_flag=True, help="Logs as JSON lines (on stderr)."),
-        click.option(
-            "--json", "json_path", metavar="FILE|-", default=None,
-            help="Write the report as JSON; - is standard output.",
-        ),
+        json_option,
         click.option(
             "--dump-p2m", "dump_p2m", metavar="DIR", type=click.Path(path_type=Path), default=None,
             help="Write the leaf entries of each domain's tables to DIR/dom<domid>.csv.",

@@ -25,13 +25,19 @@ from services.trace.xentrace import decode_xentrace
 
 EPILOG = """\b
 Example:
-  shatterproof replay tests/data/traces/b1.pvh-64.trimmed.trace.bin.xz --runtime local --dump-p2m out
+  shatterproof replay tests/data/traces/b1.pvh-64.trimmed.trace.bin.xz --dump-p2m out
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("xentrace", metavar="XENTRACE", type=click.Path(path_type=Path))
-@click.option("--updates", metavar="N", type=click.IntRange(min=0), default=None, help="Stop after the first N p2m updates (default: all).")
+@click.option(
+    "--updates",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Stop after the first N p2m updates (default: all).",
+)
 @runtime_options
 @output_options
 def replay(
@@ -90,7 +96,13 @@ def _print(report: ReplayReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     orders = sorted({order for domain in report.domains for order in domain.extents}, reverse=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("domid", "updates", *(ORDER_NAMES.get(o, str(o)) for o in orders), "PoD", "shatters"):
+    for name in (
+        "domid",
+        "updates",
+        *(ORDER_NAMES.get(o, str(o)) for o in orders),
+        "PoD",
+        "shatters",
+    ):
         table.add_column(name, justify="right")
     for domain in report.domains:
         table.add_row(
@@ -101,6 +113,8 @@ def _print(report: ReplayReport) -> None:
             f"{sum(domain.shatters.values()):,}",
         )
     console.print(table)
-    console.print(f"replayed {report.updates:,} of {report.of:,} p2m updates in {report.elapsed_s:.2f} s")
+    console.print(
+        f"replayed {report.updates:,} of {report.of:,} p2m updates in {report.elapsed_s:.2f} s"
+    )
     for problem in report.problems:
         console.print(f"  {problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class RunOptions:
 @contextmanager
 def started(
     options: RunOptions, config: HostConfig, progress: ProgressDisplay
-) -> Iterator[Runtime]:
+) -> Generator[Runtime]:
     """A runtime for the block; its trace is written when the block ends well."""
     if options.runtime == "local":
         recorder = MemoryRecorder() if options.trace is not None else None

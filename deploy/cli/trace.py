@@ -1,15 +1,15 @@
 """The message trace: an append-only msgpack stream, written when a run ends.
 
-One header map, then records ``[when, shard, kind, payload]``. Kind 0 is a delivered envelope (payload as
-on the wire), kind 1 a p2m update (``set_p2m_entry``). ``when`` is nanoseconds since the epoch on
-Ray, and the number of the record on the local runtime, where no time exists.
+One header map, then records ``[when, shard, kind, payload]``. Kind 0 is a delivered envelope
+(payload as on the wire), kind 1 a p2m update (``set_p2m_entry``). ``when`` is nanoseconds since
+the epoch on Ray, and the number of the record on the local runtime, where no time exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -20,6 +20,9 @@ from protocols.control import SetP2mEntryEvent
 from protocols.envelope import Envelope
 from protocols.frames import FrameArray, pack
 from protocols.message import PROTOCOL_VERSION
+
+_msgpack: Any = msgpack
+"""The package has no annotations."""
 
 TRACE_FORMAT: Final = "shatterproof-trace"
 TRACE_VERSION: Final = 1
@@ -48,8 +51,7 @@ class MemoryRecorder:
 
 def write_trace(path: Path, records: Iterable[Record], *, runtime: str, seed: int | None) -> None:
     """The whole trace to a file."""
-    packer = msgpack.Packer()
-    header = {
+    packer = _msgpack.Packer()
         "format": TRACE_FORMAT,
         "version": TRACE_VERSION,
         "protocol": PROTOCOL_VERSION,

@@ -1,8 +1,9 @@
 """Coalescing: what one shard owes another, as pure bookkeeping.
 
 While WINDOW batches are on the way to a peer, further envelopes wait and go together, at most
-BATCH_MAX in one; a link with room sends at once. Batches are acknowledged by credits that ride on traffic the other way; a batch
-of credits alone is sent only when the peer may be waiting for it. There are no timers.
+BATCH_MAX in one; a link with room sends at once. Batches are acknowledged by credits that ride on
+traffic the other way; a batch of credits alone is sent only when the peer may be waiting for it.
+There are no timers.
 """
 
 from __future__ import annotations

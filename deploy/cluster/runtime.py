@@ -30,6 +30,9 @@ from protocols.errno import BadInputError, ShatterproofError
 from protocols.message import Message, Request
 from services.heap.host import HostConfig
 
+_ray: Any = ray
+"""Ray's own annotations are partial; here is the one place that knows."""
+
 CONNECT_SECONDS: Final = 5.0
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.05
@@ -61,17 +64,17 @@ class RayCluster:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                ray.init(
-                    **options, log_to_driver=False, logging_level="ERROR", configure_logging=False
-                )
+                _ray.init(**options, log_to_driver=False, configure_logging=False)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 self.close()
                 reason = " ".join(str(error).split())
-                raise BadInputError(f"--address {address}: no Ray cluster there: {reason}") from None
+                raise BadInputError(
+                    f"--address {address}: no Ray cluster there: {reason}"
+                ) from None
 
     def close(self) -> None:
         """Leave the cluster; a private one stops, and its files go."""
-        ray.shutdown()
+        _ray.shutdown()
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
 
@@ -116,7 +119,7 @@ class RayRuntime:
             for shard in range(shard_count(service, shards, config.nr_nodes))
         )
         self._number = {place: number for number, place in enumerate(self._layout)}
-        actor_class = ray.remote(as_actor_class()).options(
+        actor_class = _ray.remote(as_actor_class()).options(
             num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False
         )
         self._actors: list[Any] = []
@@ -129,7 +132,7 @@ class RayRuntime:
     def close(self) -> None:
         """Stop the actors."""
         for actor in self._actors:
-            ray.kill(actor)
+            _ray.kill(actor)
         self._actors = []
 
     def wait(self, seconds: float) -> None:
@@ -215,7 +218,7 @@ class RayRuntime:
         answers: list[Any] = []
         for number, reference in enumerate(references):
             try:
-                answers.append(ray.get(reference))
+                answers.append(_ray.get(reference))
             except ray.exceptions.RayActorError as error:
                 service, shard = self._layout[number]
                 reason = " ".join(str(error).split())

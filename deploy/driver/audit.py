@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import cast
 
 import numpy as np
 
@@ -23,16 +23,9 @@ from protocols.frames import unpack
 from protocols.message import Message, Request
 from services.heap.frame_table import FrameTable
 from services.heap.host import HostConfig
-from services.spec.invariants import (
-    Account,
-    AuditReport,
-    NodeSnapshot,
-    P2mSnapshot,
-    TlbSnapshot,
-    audit,
-)
-
-PRESENT_BITS: Final = {"npt": 0b001, "ept": 0b111, "pae": 0b001, "x86_32": 0b001}
+from services.spec.findings import AuditReport
+from services.spec.invariants import audit
+from services.spec.snapshots import DomainAccount, NodeSnapshot, P2mSnapshot, TlbSnapshot
 
 
 @dataclass(slots=True)
@@ -67,11 +60,12 @@ def take_audit(
     tlbs = [cast("WalkerSnapshotReply", reply) for reply in rest[len(domids) :]]
     accounts = [account for node in nodes for account in node.accounts]
     report = audit(
-        [_p2m(snapshot, config.paging) for snapshot in p2ms],
+        [_p2m(snapshot) for snapshot in p2ms],
         [_node(snapshot) for snapshot in nodes],
         [
-            Account(each.domid, each.tot_pages, each.max_pages, each.pool_pages, each.claim)
-            for each in accounts
+            DomainAccount(each.domid, each.tot_pages, each.max_pages, node.node)
+            for node in nodes
+            for each in node.accounts
         ],
         [_tlb(snapshot) for snapshot in tlbs],
     )
@@ -84,35 +78,39 @@ def _request(request: object) -> Request[Message]:
     return cast("Request[Message]", request)
 
 
-def _p2m(snapshot: P2mSnapshotReply, paging: str) -> P2mSnapshot:
+def _p2m(snapshot: P2mSnapshotReply) -> P2mSnapshot:
     table = snapshot.table
-    low12 = np.frombuffer(table.low12, dtype="<u2")
+    pool, ptps = unpack(snapshot.pool), unpack(snapshot.ptps)
     return P2mSnapshot(
         domid=table.domid,
         gfns=unpack(table.gfns),
         orders=np.frombuffer(table.orders, dtype=np.uint8),
         mfns=unpack(table.mfns),
         types=np.frombuffer(table.types, dtype=np.uint8),
-        present=(low12 & PRESENT_BITS[paging]) != 0,
-        ptps=unpack(snapshot.ptps),
-        pool=unpack(snapshot.pool),
+        ptps=ptps,
+        pool_total=int(pool.size),
+        pool_used=int(pool.size) - snapshot.pool_free,
         pool_free=snapshot.pool_free,
-        pod_entries=snapshot.pod_entries,
+        pool_mfns=pool,
+        pod_entry_count=snapshot.pod_entries,
         pod_cache=unpack(snapshot.pod_cache),
         outstanding_flushes=snapshot.outstanding_flushes,
+        max_mapped=snapshot.max_mapped,
         problems=snapshot.problems,
     )
 
 
 def _node(snapshot: NodeSnapshotReply) -> NodeSnapshot:
+    frames = FrameTable.from_bytes(snapshot.frame_table)
+    orders = np.frombuffer(snapshot.block_orders, dtype=np.uint8)
     return NodeSnapshot(
         node=snapshot.node,
         start=snapshot.start,
         nr_frames=snapshot.nr_frames,
-        block_mfns=unpack(snapshot.block_mfns),
-        block_orders=np.frombuffer(snapshot.block_orders, dtype=np.uint8),
+        free_blocks=(unpack(snapshot.block_mfns), orders),
         free_frames=snapshot.free_frames,
-        frames=FrameTable.from_bytes(snapshot.frame_table),
+        owner=frames,
+        m2p=frames,
         problems=snapshot.problems,
     )
 
@@ -124,5 +122,4 @@ def _tlb(snapshot: WalkerSnapshotReply) -> TlbSnapshot:
         unpack(snapshot.gfns),
         unpack(snapshot.mfns),
         np.frombuffer(snapshot.orders, dtype=np.uint8),
-        unpack(snapshot.frame_mfns),
     )

@@ -60,9 +60,7 @@ class Launch:
         self._on_phase = on_phase
         self._specs = {spec.domid: spec for spec in scenario.domains}
         self._domains = {
-            spec.domid: DomainStatus(
-                spec.config.name, spec.domid, spec.config.memory_mib << 10
-            )
+            spec.domid: DomainStatus(spec.config.name, spec.domid, spec.config.memory_mib << 10)
             for spec in scenario.domains
         }
         self._touched = False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from deploy.runtime import Runtime
 from protocols import envelope
@@ -18,6 +20,8 @@ from protocols.message import EXTENTS_MAX, Message, Request
 from protocols.p2m import P2mCreate, P2mPoolAdd, P2mSetEntry, P2mUpdated
 from protocols.p2m_types import P2mType
 from services.trace.xentrace import P2mUpdates
+
+Numbers = npt.NDArray[np.uint32]
 
 SCHEMA = "shatterproof.replay/1"
 POOL_START = 1 << 38
@@ -112,11 +116,9 @@ def replay(
     return report
 
 
-def _create(runtime: Runtime, domid: int, gfn: FrameArray, order: FrameArray) -> None:
+def _create(runtime: Runtime, domid: int, gfn: FrameArray, order: Numbers) -> None:
     """An empty P2M with page-table frames for the worst that these updates can need."""
-    nr = 1 + sum(
-        int(np.unique(gfn[order < span] >> np.uint64(span)).size) for span in (9, 18, 27)
-    )
+    nr = 1 + sum(int(np.unique(gfn[order < span] >> np.uint64(span)).size) for span in (9, 18, 27))
     pool = np.arange(POOL_START, POOL_START + nr, dtype=np.uint64)
     address = envelope.p2m(domid)
     create = P2mCreate(domid, "npt", [18, 9, 0], 0, pack(pool[:1]))
@@ -134,13 +136,13 @@ def _check_status(replies: Sequence[Message], domid: int) -> None:
 
 
 def _requests(
-    domid: int, gfn: FrameArray, mfn: FrameArray, order: FrameArray, p2mt: FrameArray
+    domid: int, gfn: FrameArray, mfn: FrameArray, order: Numbers, p2mt: Numbers
 ) -> list[tuple[str, Request[Message]]]:
     """The updates as messages: neighbours of one order and type go together."""
     breaks = np.flatnonzero((np.diff(order) != 0) | (np.diff(p2mt) != 0)) + 1
     edges = [0, *breaks.tolist(), int(gfn.size)]
     requests: list[tuple[str, Request[Message]]] = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         for first in range(start, end, EXTENTS_MAX):
             part = slice(first, min(first + EXTENTS_MAX, end))
             update = P2mSetEntry(

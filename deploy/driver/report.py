@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocols.control import LeafTable
-from services.spec.invariants import AuditReport
+from services.spec.findings import AuditReport
 
 SCHEMA = "shatterproof.launch/1"
 

@@ -1,4 +1,4 @@
-"""Workloads of a command line to one scenario: what does not fit is refused before anything starts."""
+"""Workloads of a command line to one scenario; what cannot run is refused before it starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
+
+import msgspec
 
 from deploy.scenario.model import Build, DomainSpec, HostSpec, Phase, Scenario
 from deploy.scenario.toml import HostTable, read_scenario, read_text
@@ -143,8 +145,7 @@ def _domains(wanted: Sequence[_Wanted], host: HostSpec) -> tuple[DomainSpec, ...
 
 
 def _renamed(guest: GuestConfig, name: str) -> GuestConfig:
-    fields = {field: getattr(guest, field) for field in guest.__struct_fields__}
-    return GuestConfig(**{**fields, "name": name})
+    return msgspec.structs.replace(guest, name=name)
 
 
 def _check(each: _Wanted, host: HostSpec) -> None:

@@ -6,8 +6,9 @@ import difflib
 import re
 import tomllib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
@@ -116,7 +117,7 @@ def _convert(raw: object, kind: type[T], source: str, at: str) -> T:
 
 
 def _explain(text: str, at: str) -> str:
-    """msgspec's words with the field first, and the nearest known key for an unknown one."""
+    """Msgspec's words with the field first, and the nearest known key for an unknown one."""
     what, _, path = text.partition(" - at `$")
     where = at + path.rstrip("`")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
@@ -153,7 +154,7 @@ def _domain(path: Path, at: str, entry: dict[str, Any]) -> DomainTable:
         if key not in DOMAIN_KEYS:
             text += f"{key} = {_xl_value(value, f'{where}.{key}')}\n"
     ranges = tuple(sorted(_range(item, f"{where}.force_4k") for item in own.force_4k))
-    for (first, nr), (second, _) in zip(ranges[:-1], ranges[1:], strict=True):
+    for (first, nr), (second, _) in pairwise(ranges):
         if first + nr > second:
             raise BadInputError(
                 f"{where}.force_4k: overlapping ranges at gfn {second:#x}, expected disjoint ones"
@@ -170,7 +171,7 @@ def _xl_value(value: object, where: str) -> str:
     if isinstance(value, str) and "\n" not in value and not {"'", '"'} <= set(value):
         return f'"{value}"' if "'" in value else f"'{value}'"
     if isinstance(value, list):
-        items: list[object] = value
+        items = cast("list[object]", value)
         return "[" + ", ".join(_xl_value(item, where) for item in items) + "]"
     raise BadInputError(f"{where}: expected a number, a one-line string or a list, got {value!r}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Coroutine
-from typing import Any, cast
+from typing import Any
 
 from protocols.control import Continuation
 from protocols.envelope import Envelope
@@ -111,14 +111,14 @@ class Host:
 
     def _advance(self, activity: Activity, value: Any, out: list[Envelope]) -> None:
         try:
-            trap = activity.coroutine.send(value)
+            trap: Any = activity.coroutine.send(value)
         except StopIteration as done:
             cause = activity.cause
             self._next_id += 1
-            reply = cast("Any", done.value)
+            reply = done.value
             out.append(Envelope(self.name, cause.src, self._next_id, cause.msg_id, reply))
             return
-        kind = type(trap)
+        kind: Any = type(trap)
         if kind is Call:
             self._next_id += 1
             self._parked[self._next_id] = activity
@@ -155,7 +155,7 @@ class Host:
         lines: list[str] = []
         for envelope in self._story:
             body = repr(envelope.body)
-            shown = body if len(body) <= 160 else body[:157] + "..."  # noqa: PLR2004
+            shown = body if len(body) <= 160 else body[:157] + "..."
             lines.append(f"{envelope.src} #{envelope.msg_id} -> {envelope.dst}: {shown}")
         return lines
 

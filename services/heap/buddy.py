@@ -67,6 +67,8 @@ class BuddyHeap:
             taken = min(left, 1 << (block_order - order))
             parts.append(self._carve(mfn, block_order, order, taken, dirty=dirty))
             left -= taken
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
     def _find(self, order: int, zone_hi: int) -> tuple[int, int, bool] | None:
@@ -99,7 +101,7 @@ class BuddyHeap:
                 self._insert(base, part, dirty=dirty)
                 base += 1 << part
         step = 1 << order
-        return np.arange(end - step, rest_end - 1, -step, dtype=np.int64).astype(np.uint64)
+        return np.arange(end - step, rest_end - 1, -step, dtype=np.int64).view(np.uint64)
 
     # -- freeing -----------------------------------------------------------------------------
 
@@ -185,12 +187,12 @@ class BuddyHeap:
         for mfn, order in zip(mfns.tolist(), orders.tolist(), strict=True):
             buddy = mfn ^ (1 << order)
             same_zone = buddy.bit_length() == mfn.bit_length()
-            if order < MAX_ORDER and mfn < buddy and same_zone:
-                if self._order_of.get(buddy) == order:
-                    problems.append(
-                        f"node {self.node}: free buddies mfn {mfn:#x} and {buddy:#x} "
-                        f"order {order} are not merged"
-                    )
+            both_free = same_zone and self._order_of.get(buddy) == order
+            if order < MAX_ORDER and mfn < buddy and both_free:
+                problems.append(
+                    f"node {self.node}: free buddies mfn {mfn:#x} and {buddy:#x} "
+                    f"order {order} are not merged"
+                )
         if int(sizes.sum()) != self.free_frames:
             problems.append(
                 f"node {self.node}: {int(sizes.sum())} frames in free blocks, "

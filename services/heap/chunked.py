@@ -116,6 +116,26 @@ class ChunkedWords:
         self.base[chunks] = bases
         self.slope[chunks] = slope
 
+    def write_few(self, chunks: list[int], bases: list[int], slope: int) -> None:
+        """``write_chunks`` for a handful, without numpy's cost for each call."""
+        page = self.page.item
+        if any(page(chunk) != _NO_PAGE for chunk in chunks):
+            self.write_chunks(np.array(chunks, dtype=np.intp), bases, slope)
+            return
+        for chunk, base in zip(chunks, bases, strict=True):
+            self.base[chunk] = base
+            self.slope[chunk] = slope
+
+    def swap(self, chunks: list[int], expected: int, value: int) -> bool:
+        """Write ``value`` to chunks that all say ``expected`` by rule; False, untouched, if not."""
+        base, slope, page = self.base.item, self.slope.item, self.page.item
+        for chunk in chunks:
+            if page(chunk) != _NO_PAGE or slope(chunk) or base(chunk) != expected:
+                return False
+        for chunk in chunks:
+            self.base[chunk] = value
+        return True
+
     def write(self, frames: FrameArray, words: npt.ArrayLike) -> None:
         """Single frames, by dense pages."""
         chunks = self.chunks_of(frames)

@@ -11,8 +11,8 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, expand, runs_of
-from services.heap.chunked import CHUNK, CHUNK_SHIFT, ChunkedWords, ChunkIds
+from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, bounds, expand, runs_of
+from services.heap.chunked import CHUNK, CHUNK_SHIFT, FEW, ChunkedWords, ChunkIds
 
 _NO_FRAMES: Final = np.empty(0, dtype=np.uint64)
 _NO_CHUNKS: Final = np.empty(0, dtype=np.intp)
@@ -34,7 +34,10 @@ class FrameTable:
 
     def contains(self, mfns: FrameArray) -> bool:
         """Whether all mfns are of this node."""
-        return not mfns.size or (int(mfns.min()) >= self.start and int(mfns.max()) < self.end)
+        if not mfns.size:
+            return True
+        low, high = bounds(mfns)
+        return low >= self.start and high < self.end
 
     # -- owners ------------------------------------------------------------------------------
 
@@ -43,6 +46,11 @@ class FrameTable:
         if not mfns.size:
             return
         assert self.contains(mfns), f"mfn {int(mfns.max()):#x} is not of this node"
+        if order >= CHUNK_SHIFT and mfns.size << (order - CHUNK_SHIFT) <= FEW:
+            # The hot path of a build: a few superpages that change hands as whole chunks.
+            chunks = _few_chunks(mfns, order, self._owner.first_chunk)
+            if self._owner.swap(chunks, expected, domid):
+                return
         right = self.owner_uniform(mfns, order, expected)
         if not right.all():
             base = mfns[~right][:1]
@@ -75,9 +83,13 @@ class FrameTable:
         """m2p[mfn + i] = gfn + i for each extent."""
         if not mfns.size:
             return
+        if order == CHUNK_SHIFT and mfns.size <= FEW:
+            chunks = _few_chunks(mfns, order, self._m2p.first_chunk)
+            self._m2p.write_few(chunks, gfns.tolist(), 1)
+            return
         if order >= CHUNK_SHIFT:
-            chunks = _chunks(self._m2p.chunks_of(mfns), order)
-            self._m2p.write_chunks(chunks, _chunk_bases(gfns, order), 1)
+            wide = _chunks(self._m2p.chunks_of(mfns), order)
+            self._m2p.write_chunks(wide, _chunk_bases(gfns, order), 1)
             return
         frames, words = expand(mfns, order), expand(gfns, order)
         slope = _slope(frames, words) if frames.size >= CHUNK else 0
@@ -116,9 +128,7 @@ class FrameTable:
         """The gfn of each frame."""
         return self._m2p.read(mfns).astype(np.uint64, copy=False)
 
-    def m2p_matches(
-        self, mfns: FrameArray, gfns: FrameArray, order: int
-    ) -> npt.NDArray[np.bool_]:
+    def m2p_matches(self, mfns: FrameArray, gfns: FrameArray, order: int) -> npt.NDArray[np.bool_]:
         """Whether m2p[mfn + i] == gfn + i for all i of each extent."""
         if order < CHUNK_SHIFT:
             right = self.m2p(expand(mfns, order)) == expand(gfns, order)
@@ -140,7 +150,9 @@ class FrameTable:
         dense = np.flatnonzero(words.page >= 0)
         if dense.size:
             row, column = np.nonzero(words.pages[words.page[dense]] == domid)
-            frames = ((dense[row].astype(np.uint64) + first) << np.uint64(CHUNK_SHIFT)) + column.astype(np.uint64)
+            frames = (
+                (dense[row].astype(np.uint64) + first) << np.uint64(CHUNK_SHIFT)
+            ) + column.astype(np.uint64)
             more_starts, more_lengths = runs_of(frames)
             starts = np.concatenate((starts, more_starts))
             lengths = np.concatenate((lengths, more_lengths))
@@ -157,8 +169,8 @@ class FrameTable:
         """Runs of owned frames whose M2P word is invalid: (starts, lengths)."""
         found: list[FrameArray] = []
         for start, length in zip(*(a.tolist() for a in self.owned_runs(domid)), strict=True):
-            chunks = np.arange(start >> CHUNK_SHIFT, ((start + length - 1) >> CHUNK_SHIFT) + 1)
-            chunks = chunks.astype(np.intp) - self._m2p.first_chunk
+            first, last = start >> CHUNK_SHIFT, (start + length - 1) >> CHUNK_SHIFT
+            chunks: ChunkIds = np.arange(first, last + 1, dtype=np.intp) - self._m2p.first_chunk
             invalid = (self._m2p.base[chunks] == INVALID_FRAME) & (self._m2p.slope[chunks] == 0)
             suspect = (self._m2p.page[chunks] >= 0) | invalid
             for chunk in chunks[suspect].tolist():
@@ -187,9 +199,7 @@ class FrameTable:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _cover(
-        self, mfns: FrameArray, order: int
-    ) -> tuple[ChunkIds, FrameArray]:
+    def _cover(self, mfns: FrameArray, order: int) -> tuple[ChunkIds, FrameArray]:
         """Extents as whole chunks and the single frames beside them."""
         if order >= CHUNK_SHIFT:
             return _chunks(self._owner.chunks_of(mfns), order), _NO_FRAMES
@@ -209,7 +219,7 @@ class FrameTable:
         return whole - self._owner.first_chunk, edges
 
     def _by_extent(self, right: npt.NDArray[np.bool_], order: int) -> npt.NDArray[np.bool_]:
-        return right if order == 0 else right.reshape(-1, 1 << order).all(axis=1)
+        return right if order == 0 else np.all(right.reshape(-1, 1 << order), axis=1)
 
     def _clip(self, starts: FrameArray, lengths: FrameArray) -> tuple[FrameArray, FrameArray]:
         """Runs cut to the node: a uniform chunk at its edge may reach beyond it."""
@@ -234,6 +244,12 @@ def _chunk_bases(gfns: FrameArray, order: int) -> FrameArray:
     if order == CHUNK_SHIFT:
         return gfns
     return (gfns[:, None] + np.arange(0, 1 << order, CHUNK, dtype=np.uint64)).reshape(-1)
+
+
+def _few_chunks(mfns: FrameArray, order: int, first_chunk: int) -> list[int]:
+    """All chunks of a few extents of at least a chunk, as Python integers."""
+    span = range(1 << (order - CHUNK_SHIFT))
+    return [(mfn >> CHUNK_SHIFT) - first_chunk + step for mfn in mfns.tolist() for step in span]
 
 
 def _chunks(first: npt.NDArray[np.intp], order: int) -> npt.NDArray[np.intp]:

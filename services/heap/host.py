@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from protocols import envelope
 from protocols.frames import FrameArray, pack, unpack
@@ -45,10 +46,11 @@ class OtherNodes:
             [config.node_range(node)[0] for node in range(config.nr_nodes)], dtype=np.uint64
         )
 
-    def _by_node(self, mfns: FrameArray) -> Iterator[tuple[int, FrameArray]]:
+    def _by_node(self, mfns: FrameArray) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
         """(node, positions in ``mfns``) of each node that has some."""
         nodes = np.searchsorted(self._starts, mfns, side="right") - 1
-        for node in np.unique(nodes).tolist():
+        found: list[int] = np.unique(nodes).tolist()
+        for node in found:
             yield node, np.flatnonzero(nodes == node)
 
     async def alloc(self, node: int, order: int, nr: int, owner: int) -> FrameArray:
@@ -67,7 +69,9 @@ class OtherNodes:
             some = None if gfns is None else gfns[where]
             if node != self._memory.node:
                 words = b"" if some is None else pack(some)
-                calls.append((envelope.allocator(node), SetM2p(domid, order, pack(mfns[where]), words)))
+                calls.append(
+                    (envelope.allocator(node), SetM2p(domid, order, pack(mfns[where]), words))
+                )
             elif some is None:
                 self._memory.frames.clear_m2p(mfns[where], order)
             else:

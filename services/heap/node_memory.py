@@ -1,13 +1,13 @@
-"""A NUMA node's memory: heap, owners and M2P kept in step by single calls that cannot half-happen.
+"""A NUMA node's memory: heap, owners and M2P in step, by calls that cannot half-happen.
 
-Pure and synchronous. A frame is either free in the heap (owner DOMID_INVALID, M2P invalid) or owned.
+Pure and synchronous. A frame is either owned, or free in the heap and without M2P word.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from protocols.frames import DOMID_INVALID, FrameArray, expand, runs_of
+from protocols.frames import DOMID_INVALID, FrameArray, bounds, expand, runs_of
 from services.heap.buddy import BuddyHeap
 from services.heap.frame_table import FrameTable
 
@@ -64,7 +64,10 @@ class NodeMemory:
 
     def local(self, mfns: FrameArray) -> bool:
         """Whether all the mfns are of this node."""
-        return mfns.size == 0 or (int(mfns.min()) >= self.start and int(mfns.max()) < self.end)
+        if not mfns.size:
+            return True
+        low, high = bounds(mfns)
+        return low >= self.start and high < self.end
 
     def _free_runs(self, starts: FrameArray, lengths: FrameArray, *, dirty: bool) -> None:
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 
 from protocols import envelope
 from protocols.errno import Errno
-from protocols.frames import MAX_ORDER, ORDER_2M, FrameArray, expand, pack, unpack
+from protocols.frames import MAX_ORDER, ORDER_2M, FrameArray, pack, unpack
 from protocols.memory import (
     DecreaseReservation,
     IncreaseReservation,
@@ -168,9 +168,7 @@ async def _map(
     return nr
 
 
-async def _mark_pod(
-    allocator: Allocator, book: DomainBook, gfns: FrameArray, order: int
-) -> int:
+async def _mark_pod(allocator: Allocator, book: DomainBook, gfns: FrameArray, order: int) -> int:
     done = 0
     step = slice_extents(order)
     while done < gfns.size:
@@ -270,9 +268,7 @@ async def set_pod_target(allocator: Allocator, m: SetPodTarget) -> PodTarget:
         book.lock.release()
 
 
-async def _pod_frames(
-    allocator: Allocator, book: DomainBook, order: int, need: int
-) -> FrameArray:
+async def _pod_frames(allocator: Allocator, book: DomainBook, order: int, need: int) -> FrameArray:
     nr = min(need >> order, slice_extents(order))
     for node in allocator.others.order_of_trial(None, exact=False):
         mfns = await _take(allocator, book, node, order, nr)

@@ -20,6 +20,7 @@ from protocols.frames import (
     ORDER_2M,
     PAGE_SIZE,
     FrameArray,
+    bounds,
     expand,
     pack,
     unpack,
@@ -225,7 +226,7 @@ class P2m(Component):
     def _addable(self, gfns: FrameArray, order: int) -> tuple[int, Errno, FrameArray]:
         """(leading extents that meet nothing special, errno, gfns among them that are PoD)."""
         table = self.table
-        if not gfns.size or int(gfns.min()) > table.max_mapped_pfn:
+        if not gfns.size or bounds(gfns)[0] > table.max_mapped_pfn:
             return gfns.size, Errno.OK, _EMPTY
         _, types, orders = table.get(gfns)
         if bool(np.all(_HOLE[types] & (orders >= order))):
@@ -371,7 +372,7 @@ class P2m(Component):
         async def body() -> P2mUpdated:
             gfns = unpack(m.gfns)
             nr, errno = gfns.size, Errno.OK
-            if gfns.size and int(gfns.min()) <= self.table.max_mapped_pfn:
+            if gfns.size and bounds(gfns)[0] <= self.table.max_mapped_pfn:
                 frames = expand(gfns, m.order)
                 _, types, _ = self.table.get(frames)
                 already = types == P2mType.POPULATE_ON_DEMAND

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from protocols.frames import DOMID_XEN, INVALID_FRAME, FrameArray
+from protocols.frames import DOMID_XEN, INVALID_FRAME
 from protocols.p2m_types import HOLE_TYPES, P2mType
 from services.spec import runs
 from services.spec.findings import AuditReport, Violation
@@ -170,11 +170,11 @@ def _maps_alike(p2m: P2mSnapshot, first: int, tlb: TlbSnapshot, index: int) -> b
     last = int(np.searchsorted(p2m.gfns, end))
     gfns, mfns = p2m.gfns[first:last], p2m.mfns[first:last]
     sizes = np.uint64(1) << p2m.orders[first:last].astype(np.uint64)
-    whole = int(gfns[0]) == int(tlb.gfns[index]) and runs.total((gfns, sizes)) == end - int(gfns[0])
-    alike: FrameArray = mfns - gfns
-    return whole and bool(
-        (alike == alike[0]).all() and not _UNREACHABLE[p2m.types[first:last]].any()
-    )
+    nr = runs.total((gfns, sizes))
+    if int(gfns[0]) != int(tlb.gfns[index]) or nr != end - int(gfns[0]):
+        return False
+    deltas = mfns - gfns
+    return bool((deltas == deltas[0]).all() and not _UNREACHABLE[p2m.types[first:last]].any())
 
 
 def _says(p2m: P2mSnapshot | None, gfn: int) -> str:

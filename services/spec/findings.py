@@ -28,7 +28,7 @@ class Violation:
     mfn: int | None = None
     order: int | None = None
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # pyright: ignore[reportImplicitOverride]
         """One line."""
         words = [self.invariant]
         if self.domid is not None:

@@ -1,8 +1,8 @@
-"""What must be true of a quiet host: P2Ms, M2P, owners, heaps, books and walkers against each other.
+"""What must be true of a quiet host: P2Ms, M2P, owners, heaps, books and walkers compared.
 
-One audit looks at everything at once, as no component can: it is Xen's ``audit_p2m`` with the heap,
-the paging pools, populate-on-demand and the TLBs added. Extents are checked by order, an array each.
-Pure; nothing is repaired.
+One audit looks at everything at once, as no component can. It is Xen's ``audit_p2m`` with the heap,
+the paging pools, populate-on-demand and the TLBs added. Extents are checked by order, one array
+each. Pure; nothing is repaired.
 """
 
 from __future__ import annotations

@@ -41,9 +41,7 @@ _HOLE: Final = _table(frozenset({P2mType.INVALID, P2mType.MMIO_DM}))
 """By type: what max_mapped_pfn takes no notice of."""
 _FRAMELESS: Final = _table(HOLE_TYPES | {P2mType.POPULATE_ON_DEMAND})
 """By type: the entry never maps a frame."""
-_MAY_BE_HOLE: Final = _table(frozenset({P2mType.INVALID, P2mType.MMIO_DM}))
-"""By type: what max_mapped_pfn takes no notice of."""
-_FRAMELESS: Final = _table(frozenset({P2mType.MMIO_DIRECT, P2mType.RAM_PAGING_OUT}))
+_MAY_BE_FRAMELESS: Final = _table(frozenset({P2mType.MMIO_DIRECT, P2mType.RAM_PAGING_OUT}))
 """By type: the entry may hold INVALID_MFN, cut to its frame field."""
 _OWNED: Final = _table((RAM_TYPES - HOLE_TYPES - {P2mType.RAM_SHARED}) | {P2mType.RAM_BROKEN})
 """By type: the frame is the domain's own. A shared one is dom_cow's, and may have many leaves."""
@@ -192,6 +190,8 @@ def _check_m2p(extents: _Extents, host: HostFrames, report: AuditReport) -> Runs
     right = host.m2p_matches(extents.mfns, extents.gfns, order)
     good = [(extents.mfns[right], np.full(int(right.sum()), 1 << order, dtype=np.uint64))]
     suspects = np.flatnonzero(~right)
+    if not suspects.size:
+        return good[0]
     wrong = np.zeros(right.size, dtype=np.bool_)
     first_wrong = np.zeros(right.size, dtype=np.intp)
     for some in np.array_split(suspects, max(1, (suspects.size << order) // _AT_ONCE)):

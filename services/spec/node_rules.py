@@ -101,7 +101,7 @@ def _check_sum(
 ) -> None:
     """Free, owned by somebody known and offlined are all there is. Frame 0 is nobody's."""
     start, end = max(1, node.start), node.start + node.nr_frames
-    owned = [node.owner.owned_runs(domid) for domid in sorted(owners)]
+    owned = [host.owned_runs(domid, node.node) for domid in sorted(owners)]
     nr_owned = sum(runs.total(part) for part in owned)
     if node.free_frames + nr_owned + node.nr_offlined == end - start:
         return

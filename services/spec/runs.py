@@ -25,7 +25,10 @@ def together(parts: list[Runs]) -> Runs:
 
 def of_frames(frames: FrameArray) -> Runs:
     """Frames in any order, each taken once, as maximal runs."""
-    return runs_of(np.unique(frames))
+    ascending = np.sort(frames)
+    first = np.ones(ascending.size, dtype=np.bool_)
+    first[1:] = ascending[1:] != ascending[:-1]
+    return runs_of(ascending[first])
 
 
 def subtract(runs: Runs, taken: Runs) -> Runs:

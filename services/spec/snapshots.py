@@ -30,10 +30,6 @@ class FrameOwners(Protocol):
         """The owner of each frame."""
         ...
 
-    def owned_runs(self, domid: int) -> Runs:
-        """All frames of an owner, ascending and disjoint."""
-        ...
-
 
 class MachineToPhys(Protocol):
     """The M2P words of a node (``get_gpfn_from_mfn``); INVALID_FRAME if there is none."""

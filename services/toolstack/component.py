@@ -237,4 +237,3 @@ class _Build:
         else:
             retype = P2mChangeType(domid, P2mType.RAM_RW, pack(gfns))
             self._check("set_mem_type", (await Call(envelope.p2m(domid), retype)).rc)
-

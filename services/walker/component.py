@@ -86,7 +86,7 @@ class Walker(Component):
 
     @handles(Touch)
     async def touch(self, m: Touch) -> Translations:
-        """Guest accesses: TLB, walk, nested page faults until each is mapped or known to be a hole."""
+        """Guest accesses: TLB, walk, nested faults until each is mapped or known as a hole."""
         gfns = unpack(m.gfns)
         tally = _Tally()
         for _ in range(TURNS_MAX):
@@ -138,7 +138,7 @@ class Walker(Component):
         hit: npt.NDArray[np.bool_],
         tally: _Tally,
     ) -> npt.NDArray[np.intp] | None:
-        """Walk and fault what the TLB missed, into ``mfns``; positions of holes, None: overtaken."""
+        """Walk and fault what the TLB missed, into ``mfns``; holes, or None if overtaken."""
         todo = np.flatnonzero(~hit)
         holes: list[npt.NDArray[np.intp]] = [np.empty(0, dtype=np.intp)]
         begun = self.generation
