@@ -52,6 +52,7 @@ class MemoryRecorder:
 def write_trace(path: Path, records: Iterable[Record], *, runtime: str, seed: int | None) -> None:
     """The whole trace to a file."""
     packer = _msgpack.Packer()
+    header = {
         "format": TRACE_FORMAT,
         "version": TRACE_VERSION,
         "protocol": PROTOCOL_VERSION,

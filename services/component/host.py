@@ -118,12 +118,11 @@ class Host:
             reply = done.value
             out.append(Envelope(self.name, cause.src, self._next_id, cause.msg_id, reply))
             return
-        kind: Any = type(trap)
-        if kind is Call:
+        if isinstance(trap, Call):
             self._next_id += 1
             self._parked[self._next_id] = activity
             out.append(Envelope(self.name, trap.dst, self._next_id, 0, trap.request))
-        elif kind is CallAll:
+        elif isinstance(trap, CallAll):
             activity.missing = len(trap.calls)
             activity.replies = [None] * activity.missing
             for slot, (dst, request) in enumerate(trap.calls):
@@ -131,10 +130,10 @@ class Host:
                 self._parked[self._next_id] = activity
                 activity.slots[self._next_id] = slot
                 out.append(Envelope(self.name, dst, self._next_id, 0, request))
-        elif kind is Acquire:
+        elif isinstance(trap, Acquire):
             trap.lock.park(activity, exclusive=trap.exclusive)
         else:
-            assert kind is Preempt, f"a handler may await only the traps, not {trap!r}"
+            assert isinstance(trap, Preempt), f"a handler may await only the traps, not {trap!r}"
             self._next_id += 1
             self._parked[self._next_id] = activity
             note = Continuation(trap.progress)
