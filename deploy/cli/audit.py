@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from deploy.cli.files import write_json
 from deploy.cli.launch import load, run_scenario
 from deploy.cli.options import json_option, runtime_options, setup_logging, workload_arguments
-from deploy.cli.render import print_audit
+from deploy.cli.render import output_console, print_audit
 from deploy.cli.session import RunOptions
 
 EPILOG = """\b
@@ -41,5 +40,5 @@ def audit(
     if json_path is not None:
         write_json(report.to_json()["audit"], json_path)
     if json_path != "-":
-        print_audit(report, Console(highlight=False, soft_wrap=True))
+        print_audit(report, output_console())
     return 1 if report.violations else 0

@@ -14,9 +14,21 @@ ROWS_MAX = 100
 """A closing table ends somewhere: at most so many rows."""
 
 
-def print_report(report: RunReport, console: Console | None = None) -> None:
+WIDTH_MIN = 120
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def output_console() -> Console:
+    """Standard output: as wide as the terminal, and never narrow where there is none."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_MIN)
+    return console
+
+
+def print_report(report: RunReport) -> None:
     """Domains, host, messages, audit."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = output_console()
     print_domains(report.domains, console)
     total, free = report.host_total, report.host_free
     if total:

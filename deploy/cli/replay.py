@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from deploy.cli.files import dump_tables, write_json
 from deploy.cli.options import output_options, runtime_options, setup_logging
 from deploy.cli.progress import ProgressDisplay
+from deploy.cli.render import output_console
 from deploy.cli.session import RunOptions, started
 from deploy.driver.replay import ReplayReport
 from deploy.driver.replay import replay as run_replay
@@ -93,7 +93,7 @@ def read_trace(path: Path) -> bytes:
 
 
 def _print(report: ReplayReport) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     orders = sorted({order for domain in report.domains for order in domain.extents}, reverse=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (

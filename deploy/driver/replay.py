@@ -108,12 +108,19 @@ def replay(
         report.problems += snapshot.problems
         report.domains.append(
             ReplayedDomain(
-                number, int(mine.size), dict(snapshot.extents), snapshot.pod_entries,
+                number, int(mine.size), dict(snapshot.extents), _pod_frames(snapshot.table),
                 dict(snapshot.shatters), snapshot.table,
             )
         )  # fmt: skip
     report.messages = dict(runtime.counts())
     return report
+
+
+def _pod_frames(table: LeafTable) -> int:
+    """Frames under PoD entries; a bare update keeps no count of them."""
+    orders = np.frombuffer(table.orders, dtype=np.uint8).astype(np.uint64)
+    types = np.frombuffer(table.types, dtype=np.uint8)
+    return int((np.uint64(1) << orders)[types == P2mType.POPULATE_ON_DEMAND].sum())
 
 
 def _create(runtime: Runtime, domid: int, gfn: FrameArray, order: Numbers) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from protocols.control import Continuation
 from protocols.envelope import Envelope
@@ -118,11 +118,12 @@ class Host:
             reply = done.value
             out.append(Envelope(self.name, cause.src, self._next_id, cause.msg_id, reply))
             return
-        if isinstance(trap, Call):
+        kind = cast("object", type(trap))
+        if kind is Call:
             self._next_id += 1
             self._parked[self._next_id] = activity
             out.append(Envelope(self.name, trap.dst, self._next_id, 0, trap.request))
-        elif isinstance(trap, CallAll):
+        elif kind is CallAll:
             activity.missing = len(trap.calls)
             activity.replies = [None] * activity.missing
             for slot, (dst, request) in enumerate(trap.calls):
@@ -130,10 +131,10 @@ class Host:
                 self._parked[self._next_id] = activity
                 activity.slots[self._next_id] = slot
                 out.append(Envelope(self.name, dst, self._next_id, 0, request))
-        elif isinstance(trap, Acquire):
+        elif kind is Acquire:
             trap.lock.park(activity, exclusive=trap.exclusive)
         else:
-            assert isinstance(trap, Preempt), f"a handler may await only the traps, not {trap!r}"
+            assert kind is Preempt, f"a handler may await only the traps, not {trap!r}"
             self._next_id += 1
             self._parked[self._next_id] = activity
             note = Continuation(trap.progress)

@@ -294,6 +294,17 @@ def test_one_frame_under_leaves_of_two_domains(host):
     assert ("leaf_owned", 2, 0x600, 0x400, 9) in bad
 
 
+def test_every_leaf_inside_another_one_is_found(host):
+    host.leaf(1, 0x500, 0x400, 0)
+    host.leaf(1, 0x501, 0x4AA, 0)
+    bad = [v[1:] for v in found(host) if v[0] == "mapped_once"]
+    assert bad == [(1, 0x500, 0x400, 0), (1, 0x501, 0x4AA, 0)]
+    message = next(str(v) for v in host.audit().violations if v.gfn == 0x501)
+    assert "M2P says gfn 0xaa" in message
+    text = [str(v) for v in host.audit().violations if v.invariant == "mapped_once"]
+    assert text[1].endswith("also under d1 gfn 0xaa order 9")
+
+
 def test_shared_and_granted_frames_may_have_many_leaves(host):
     host.leaf(2, 0x901, 0x400, 0, T.GRANT_MAP_RW)
     host.leaf(2, 0x902, 0x400, 0, T.GRANT_MAP_RO)
@@ -354,6 +365,16 @@ def test_free_blocks_are_aligned_disjoint_and_counted(host):
     assert any("not aligned" in line for line in messages)
     assert any("overlaps" in line for line in messages)
     assert any("counted" in line for line in messages)
+
+
+def test_every_block_inside_another_one_is_found(host):
+    mfns, orders = host.blocks[1]
+    base = int(mfns[orders.argmax()])
+    plant_block(host, 1, base + 2, 0)
+    plant_block(host, 1, base + 9, 0)
+    bad = found(host)
+    assert ("heap_blocks", None, None, base + 2, 0) in bad
+    assert ("heap_blocks", None, None, base + 9, 0) in bad
 
 
 @pytest.mark.parametrize(("mfn", "order"), [(0, 0), (2 * NODE_FRAMES, 1)])
@@ -456,6 +477,7 @@ def test_cached_frames_are_no_orphans(host):
         (0x403, 0x60A, 0),  # another frame
         (0x600, 0x400, 9),  # a PoD entry
         (0x409, 0x600, 0),  # a hole
+        (0x408, 0x616, 0),  # a hole, at the frame after that of the leaf before
         (0xFFFFF, 0x600, 0),  # beyond
         (0x400, 0x600, 9),  # a superpage where there are 4K leaves
         (0x000, 0x400, 18),  # a larger one than the leaf
@@ -473,6 +495,14 @@ def test_a_tlb_entry_may_span_leaves_that_map_the_same(host):
     assert not any(v[0] == "tlb_coherent" for v in found(host))
     host.leaf(2, 0xBFF, 0x2001, 0)
     assert ("tlb_coherent", 2, 0xA00, 0x2200, 9) in found(host)
+    del host.leaves[2][0xBFF]
+    assert ("tlb_coherent", 2, 0xA00, 0x2200, 9) in found(host)
+
+
+def test_a_translation_to_a_leaf_that_faults(host):
+    host.leaf(1, 0x400, 0x600, 0, T.RAM_PAGING_OUT)
+    host.tlbs[1].append((0x400, 0x600, 0))
+    assert found(host) == [("tlb_coherent", 1, 0x400, 0x600, 0)]
 
 
 def test_translations_of_a_domain_without_table(host):
