@@ -16,7 +16,7 @@ from protocols.envelope import Envelope
 WINDOW: Final = 2
 """Batches on the way to one peer: enough that both ends work while others travel."""
 
-BATCH_MAX: Final = 256
+BATCH_MAX: Final = 128
 """Envelopes of one batch. Larger ones save calls but leave the peers waiting for each other."""
 
 INLINE_BYTES: Final = 96_000

@@ -35,7 +35,7 @@ _ray: Any = ray
 
 CONNECT_SECONDS: Final = 5.0
 POLL_SECONDS_MIN: Final = 0.002
-POLL_SECONDS_MAX: Final = 0.05
+POLL_SECONDS_MAX: Final = 0.1
 STUCK_SECONDS: Final = 20.0
 OBJECT_STORE_BYTES: Final = 256 << 20
 

@@ -62,10 +62,11 @@ class Shard:
         self._number = {place: number for number, place in enumerate(config.layout)}
         self._route: dict[str, int] = {CLIENT: CLIENT_SHARD}
         self._hosts: dict[str, Host] = {}
-        self._links: dict[int, Link] = {}
+        self._links = {
+            peer: Link(config.me) for peer in range(len(config.layout)) if peer != config.me
+        }
         self._replies: list[Envelope] = []
         self._kinds: Counter[type[Message]] = Counter()
-        self._delivered = 0
         self._failure: str | None = None
         self._journal: list[tuple[int, bytes]] = []
 
@@ -76,7 +77,7 @@ class Shard:
         try:
             batch = decode_batch(data)
             if batch.sender != CLIENT_SHARD:
-                link = self._link(batch.sender)
+                link = self._links[batch.sender]
                 link.received(batch.credits, carries_envelopes=bool(batch.envelopes))
             self._pump(deque(batch.envelopes))
             self._flush()
@@ -86,13 +87,13 @@ class Shard:
             self._failure = traceback.format_exc()
 
     def _pump(self, queue: deque[Envelope]) -> None:
-        me, route, hosts, kinds = self._config.me, self._route, self._hosts, self._kinds
+        me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
+        kinds, journal = self._kinds, self._journal if self._config.record else None
         while queue:
             envelope = queue.popleft()
-            self._delivered += 1
             kinds[type(envelope.body)] += 1
-            if self._config.record:
-                self._journal.append((time.time_ns(), encode_envelope(envelope)))
+            if journal is not None:
+                journal.append((time.time_ns(), encode_envelope(envelope)))
             host = hosts.get(envelope.dst) or self._host(envelope.dst)
             for out in host.deliver(envelope):
                 peer = route.get(out.dst)
@@ -103,18 +104,12 @@ class Shard:
                 elif peer == CLIENT_SHARD:
                     self._replies.append(out)
                 else:
-                    self._link(peer).pending.append(out)
+                    links[peer].pending.append(out)
 
     def _flush(self) -> None:
         for peer, link in self._links.items():
             for data in link.batches():
                 self._send(peer, data)
-
-    def _link(self, peer: int) -> Link:
-        link = self._links.get(peer)
-        if link is None:
-            link = self._links[peer] = Link(self._config.me)
-        return link
 
     def _locate(self, address: str) -> int:
         config = self._config
@@ -139,7 +134,7 @@ class Shard:
         """Replies since the last report, and how things stand."""
         replies, self._replies = self._replies, []
         busy = any(link.pending or link.in_flight for link in self._links.values())
-        return ShardReport(encode_batch(replies), self._delivered, self._failure, busy)
+        return ShardReport(encode_batch(replies), self._kinds.total(), self._failure, busy)
 
     def counts(self) -> dict[str, int]:
         """Messages delivered here, by kind."""

@@ -23,16 +23,21 @@ STORY_LENGTH = 24
 
 
 class Activity:
-    """One running handler: its coroutine and the envelope that it must answer."""
+    """One running handler: its coroutine and the envelope that it must answer.
+
+    ``replies`` and ``slots`` exist while it waits for several: the replies so far, and where the
+    reply to each message goes.
+    """
 
     __slots__ = ("cause", "coroutine", "missing", "replies", "slots")
+
+    replies: list[Any]
+    slots: dict[int, int]
 
     def __init__(self, coroutine: Coroutine[Any, Any, Message], cause: Envelope) -> None:
         self.coroutine = coroutine
         self.cause = cause
         self.missing = 0
-        self.replies: list[Any] = []
-        self.slots: dict[int, int] = {}
 
     def where(self) -> str:
         """Handler, line and what started it, for the report of who is stuck."""
@@ -73,7 +78,10 @@ class Host:
         self._story.append(envelope)
         out: list[Envelope] = []
         try:
-            self._deliver(envelope, out)
+            if envelope.in_reply_to:
+                self._resume(envelope, out)
+            else:
+                self._start(envelope, out)
             ready = self._ready
             while ready:
                 self._advance(ready.popleft(), None, out)
@@ -84,61 +92,63 @@ class Host:
             raise ComponentFailureError(self.name, reason, self.story()) from error
         return out
 
-    def _deliver(self, envelope: Envelope, out: list[Envelope]) -> None:
+    def _start(self, envelope: Envelope, out: list[Envelope]) -> None:
+        """A request begins an activity; a continuation goes on with one."""
         body = envelope.body
-        if envelope.in_reply_to:
-            activity = self._parked.pop(envelope.in_reply_to, None)
-            assert activity is not None, (
-                f"{TAGS[type(body)]} from {envelope.src} answers {envelope.in_reply_to}, "
-                "which nobody waits for"
-            )
-            if not activity.missing:
-                self._advance(activity, body, out)
-                return
-            activity.replies[activity.slots.pop(envelope.in_reply_to)] = body
-            activity.missing -= 1
-            if not activity.missing:
-                replies, activity.replies = activity.replies, []
-                self._advance(activity, replies, out)
-            return
         handler = self._handlers.get(type(body))
-        if handler is None:
-            assert type(body) is Continuation, f"no handler for {TAGS[type(body)]}"
-            assert envelope.src == self.name, f"a continuation from {envelope.src}"
-            self._advance(self._parked.pop(envelope.msg_id), None, out)
+        if handler is not None:
+            self._advance(Activity(handler(body), envelope), None, out)
             return
-        self._advance(Activity(handler(body), envelope), None, out)
+        assert type(body) is Continuation, f"no handler for {TAGS[type(body)]}"
+        assert envelope.src == self.name, f"a continuation from {envelope.src}"
+        self._advance(self._parked.pop(envelope.msg_id), None, out)
+
+    def _resume(self, envelope: Envelope, out: list[Envelope]) -> None:
+        """A reply goes to whoever asked; the last of several sets the activity going."""
+        body = envelope.body
+        activity = self._parked.pop(envelope.in_reply_to, None)
+        assert activity is not None, (
+            f"{TAGS[type(body)]} from {envelope.src} answers {envelope.in_reply_to}, "
+            "which nobody waits for"
+        )
+        if not activity.missing:
+            self._advance(activity, body, out)
+            return
+        activity.replies[activity.slots.pop(envelope.in_reply_to)] = body
+        activity.missing -= 1
+        if not activity.missing:
+            replies, activity.replies = activity.replies, []
+            self._advance(activity, replies, out)
 
     def _advance(self, activity: Activity, value: Any, out: list[Envelope]) -> None:
+        """Run an activity to its next trap or its end."""
+        self._next_id = number = self._next_id + 1
         try:
             trap: Any = activity.coroutine.send(value)
         except StopIteration as done:
             cause = activity.cause
-            self._next_id += 1
-            reply = done.value
-            out.append(Envelope(self.name, cause.src, self._next_id, cause.msg_id, reply))
+            out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
             return
         kind = cast("object", type(trap))
         if kind is Call:
-            self._next_id += 1
-            self._parked[self._next_id] = activity
-            out.append(Envelope(self.name, trap.dst, self._next_id, 0, trap.request))
+            self._parked[number] = activity
+            out.append(Envelope(self.name, trap.dst, number, 0, trap.request))
         elif kind is CallAll:
             activity.missing = len(trap.calls)
             activity.replies = [None] * activity.missing
+            activity.slots = {}
             for slot, (dst, request) in enumerate(trap.calls):
-                self._next_id += 1
-                self._parked[self._next_id] = activity
-                activity.slots[self._next_id] = slot
-                out.append(Envelope(self.name, dst, self._next_id, 0, request))
+                self._parked[number + slot] = activity
+                activity.slots[number + slot] = slot
+                out.append(Envelope(self.name, dst, number + slot, 0, request))
+            self._next_id = number + activity.missing - 1
         elif kind is Acquire:
             trap.lock.park(activity, exclusive=trap.exclusive)
         else:
             assert kind is Preempt, f"a handler may await only the traps, not {trap!r}"
-            self._next_id += 1
-            self._parked[self._next_id] = activity
+            self._parked[number] = activity
             note = Continuation(trap.progress)
-            out.append(Envelope(self.name, self.name, self._next_id, 0, note))
+            out.append(Envelope(self.name, self.name, number, 0, note))
 
     @property
     def nr_parked(self) -> int:

@@ -131,6 +131,11 @@ class BuddyHeap:
         self._insert(mfn, order, dirty=dirty)
 
     def _assert_not_free(self, mfn: int, order: int) -> None:
+        """No free block holds ``mfn``.
+
+        Blocks further inside are not searched for: the owners in FrameTable rule them out, and
+        audit() finds them.
+        """
         for above in _ORDERS:
             head = mfn >> above << above
             found = self._order_of.get(head)
@@ -173,8 +178,8 @@ class BuddyHeap:
         return mfns[where], orders[where]
 
     def audit(self) -> list[str]:
-        """Broken rules, a line each: alignment, overlap, zones, unmerged buddies, the count."""
-        problems: list[str] = []
+        """Broken rules, a line each: lists, alignment, overlap, unmerged buddies, the count."""
+        problems = self._audit_lists()
         mfns, orders = self.blocks()
         sizes = np.uint64(1) << orders.astype(np.uint64)
         ends = mfns + sizes
@@ -198,6 +203,28 @@ class BuddyHeap:
                 f"node {self.node}: {int(sizes.sum())} frames in free blocks, "
                 f"{self.free_frames} counted"
             )
+        return problems
+
+    def _audit_lists(self) -> list[str]:
+        """Whether lists, index and masks say the same, and no dirty block is before a clean one."""
+        problems: list[str] = []
+        listed: dict[int, int] = {}
+        for zone, lists in self._lists.items():
+            for order, blocks in enumerate(lists):
+                name = f"node {self.node}: list of zone {zone} order {order}"
+                if bool(blocks) != bool(self._filled[zone] >> order & 1):
+                    problems.append(f"{name}: its bit in the mask is wrong")
+                for mfn in (mfn for mfn in blocks if mfn.bit_length() != zone):
+                    problems.append(f"{name}: mfn {mfn:#x} is of another zone")
+                if sorted(blocks.values()) != list(blocks.values()):
+                    problems.append(f"{name}: a dirty block is before a clean one")
+                listed.update(dict.fromkeys(blocks, order))
+        for mfn in sorted(listed.keys() | self._order_of.keys()):
+            if listed.get(mfn) != self._order_of.get(mfn):
+                problems.append(
+                    f"node {self.node}: mfn {mfn:#x} order {self._order_of.get(mfn)} "
+                    f"is listed with order {listed.get(mfn)}"
+                )
         return problems
 
 

@@ -39,6 +39,8 @@ def opportunistic_extents(
     Yields:
         (order, extent base gfns), together exactly ``gfns`` in the caller's order.
     """
+    if not gfns.size:
+        return
     breaks = np.flatnonzero(np.diff(gfns) != 1) + 1
     for run in np.split(gfns, breaks):
         yield from _split_run(int(run[0]), run.size, orders)
