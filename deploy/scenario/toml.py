@@ -129,7 +129,7 @@ def _explain(text: str, at: str) -> str:
 
 
 def _nearest(key: str, where: str) -> str:
-    kinds: list[type[Any]] = [HostTable] if where.startswith("host") else []
+    kinds: list[type[Any]] = [HostTable] if where.startswith("host.") else []
     if where.startswith("phases"):
         kinds = list(get_args(Phase))
     elif not kinds:
