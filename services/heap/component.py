@@ -196,7 +196,10 @@ class Allocator(Component):
             mfns = self.memory.alloc(0, max(0, min(nr, available)), DOMID_XEN)
             if not mfns.size:
                 return failed(Errno.ENOMEM)
-            await Call(address, P2mPoolAdd(book.domid, pack(mfns)))
+            reply = await Call(address, P2mPoolAdd(book.domid, pack(mfns)))
+            if reply.rc:
+                self.memory.free(mfns, 0, DOMID_XEN, dirty=False)
+                return reply
             book.pool_pages += mfns.size
         if book.pool_pages > target:
             reply = await Call(address, P2mPoolRemove(book.domid, book.pool_pages - target))

@@ -152,19 +152,18 @@ async def _map(
     """
     add = P2mAddPage(book.domid, order, pack(gfns), pack(mfns))
     reply = await Call(envelope.p2m(book.domid), add)
-    if reply.displaced:
-        await allocator.set_m2p(unpack(reply.displaced), None, 0, book.domid)
     nr = reply.nr_done
-    if nr == mfns.size:
-        await allocator.set_m2p(mfns, gfns, order, book.domid)
-        return nr
     await allocator.set_m2p(mfns[:nr], gfns[:nr], order, book.domid)
     if reply.nr_partial:
         step = np.arange(reply.nr_partial, dtype=np.uint64)
         await allocator.set_m2p(mfns[nr] + step, gfns[nr] + step, 0, book.domid)
+    if reply.displaced:
+        # Last, since a gfn named twice displaces a frame that this very call had mapped.
+        await allocator.set_m2p(unpack(reply.displaced), None, 0, book.domid)
     unused = mfns[nr + (1 if reply.nr_partial else 0) :]
-    await allocator.free_frames(unused, order, book.domid)
-    book.unassign(int(unused.size) << order)
+    if unused.size:
+        await allocator.free_frames(unused, order, book.domid)
+        book.unassign(int(unused.size) << order)
     return nr
 
 

@@ -17,7 +17,6 @@ from protocols.control import LeafTable, P2mSnapshotReply, SnapshotP2m
 from protocols.errno import Errno
 from protocols.frames import (
     INVALID_FRAME,
-    ORDER_2M,
     PAGE_SIZE,
     FrameArray,
     bounds,
@@ -25,7 +24,6 @@ from protocols.frames import (
     pack,
     unpack,
 )
-from protocols.heap import PodCacheRequest, SetM2p
 from protocols.memory import Status
 from protocols.p2m import (
     P2mAddPage,
@@ -51,7 +49,7 @@ from protocols.p2m import (
     PageTableFrames,
     ReadPageTableFrames,
 )
-from protocols.p2m_types import HOLE_TYPES, RAM_TYPES, SPECIAL_TYPES, P2mType
+from protocols.p2m_types import P2mType
 from protocols.walk import (
     FAULT_FAILED,
     FAULT_HOLE,
@@ -62,27 +60,15 @@ from protocols.walk import (
 )
 from services.component.component import Component, handles
 from services.component.context import Context
-from services.component.traps import Acquire, Call, CallAll
+from services.component.traps import Acquire, CallAll
+from services.p2m import demand, removal
 from services.p2m.entry import bits_63_52, flags_low12
 from services.p2m.geometry import GEOMETRIES
+from services.p2m.kinds import IS_HOLE, IS_RAM, IS_SPECIAL, NO_FRAMES, invalid, one
 from services.p2m.pod import PodState
 from services.p2m.table import P2mTable, SetResult
 
 NO_TABLE: Final = P2mUpdated(0, -Errno.ESRCH)
-_RAM: Final = np.isin(np.arange(256), [int(t) for t in RAM_TYPES])
-_HOLE: Final = np.isin(np.arange(256), [int(t) for t in HOLE_TYPES])
-_SPECIAL: Final = np.isin(np.arange(256), [int(t) for t in SPECIAL_TYPES])
-_EMPTY: Final = np.empty(0, dtype=np.uint64)
-
-
-def invalid(nr: int) -> FrameArray:
-    """``nr`` times INVALID_MFN."""
-    return np.full(nr, INVALID_FRAME, dtype=np.uint64)
-
-
-def one(frame: int) -> FrameArray:
-    """A single frame number as an array."""
-    return np.array([frame], dtype=np.uint64)
 
 
 class P2m(Component):
@@ -129,14 +115,18 @@ class P2m(Component):
     @handles(P2mPoolAdd)
     async def pool_add(self, m: P2mPoolAdd) -> Status:
         """hap_set_allocation upwards."""
-        self.table.pool_add(unpack(m.mfns))
+        if self._table is None:
+            return Status(-Errno.ESRCH)
+        self._table.pool_add(unpack(m.mfns))
         return Status(0)
 
     @handles(P2mPoolRemove)
     async def pool_remove(self, m: P2mPoolRemove) -> P2mPoolFrames:
         """hap_set_allocation downwards: only free frames can go."""
-        mfns = self.table.pool_remove(m.nr)
-        return P2mPoolFrames(pack(mfns), self.table.pool_total)
+        if self._table is None:
+            return P2mPoolFrames(b"", 0)
+        mfns = self._table.pool_remove(m.nr)
+        return P2mPoolFrames(pack(mfns), self._table.pool_total)
 
     @handles(P2mTeardown)
     async def teardown(self, m: P2mTeardown) -> P2mPoolFrames:
@@ -163,7 +153,7 @@ class P2m(Component):
         finally:
             self.lock.release()
 
-    async def _set(
+    async def set_entries(
         self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int
     ) -> tuple[SetResult, FrameArray]:
         """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced."""
@@ -201,7 +191,9 @@ class P2m(Component):
         """p2m_set_entry for each extent."""
 
         async def body() -> P2mUpdated:
-            result, displaced = await self._set(unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt)
+            result, displaced = await self.set_entries(
+                unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt
+            )
             return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
 
         return await self._update(body)
@@ -213,8 +205,11 @@ class P2m(Component):
 
     async def _add_page(self, m: P2mAddPage) -> P2mUpdated:
         gfns, mfns = unpack(m.gfns), unpack(m.mfns)
-        nr, errno, pod_frames = self._addable(gfns, m.order)
-        result, displaced = await self._set(gfns[:nr], mfns[:nr], m.order, P2mType.RAM_RW)
+        inside = self.inside(gfns, m.order)
+        nr, errno, pod_frames = self._addable(gfns[:inside], m.order)
+        if nr == inside < gfns.size:
+            errno = Errno.EINVAL
+        result, displaced = await self.set_entries(gfns[:nr], mfns[:nr], m.order, P2mType.RAM_RW)
         partial = 0
         if result.nr_done < nr:
             errno = result.errno
@@ -223,17 +218,24 @@ class P2m(Component):
             self.pod.entry_count -= self._no_longer_pod(pod_frames)
         return P2mUpdated(result.nr_done, -errno, pack(displaced), partial)
 
+    def inside(self, gfns: FrameArray, order: int) -> int:
+        """Leading extents that lie in the format's gfn space as a whole (gfn_check_limit)."""
+        last = self.table.geometry.gfn_limit - (1 << order)
+        if not gfns.size or bounds(gfns)[1] <= last:
+            return gfns.size
+        return int(np.flatnonzero(gfns > last)[0])
+
     def _addable(self, gfns: FrameArray, order: int) -> tuple[int, Errno, FrameArray]:
         """(leading extents that meet nothing special, errno, gfns among them that are PoD)."""
         table = self.table
         if not gfns.size or bounds(gfns)[0] > table.max_mapped_pfn:
-            return gfns.size, Errno.OK, _EMPTY
+            return gfns.size, Errno.OK, NO_FRAMES
         _, types, orders = table.get(gfns)
-        if bool(np.all(_HOLE[types] & (orders >= order))):
-            return gfns.size, Errno.OK, _EMPTY
+        if bool(np.all(IS_HOLE[types] & (orders >= order))):
+            return gfns.size, Errno.OK, NO_FRAMES
         frames = expand(gfns, order)
         _, types, _ = table.get(frames)
-        special = np.flatnonzero(_SPECIAL[types])
+        special = np.flatnonzero(IS_SPECIAL[types])
         nr = int(special[0]) >> order if special.size else gfns.size
         pod = frames[: nr << order][types[: nr << order] == P2mType.POPULATE_ON_DEMAND]
         return nr, Errno.EPERM if special.size else Errno.OK, pod
@@ -252,60 +254,7 @@ class P2m(Component):
     @handles(P2mRemovePages)
     async def remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
         """p2m_pod_decrease_reservation, then guest_remove_page for each page."""
-        return await self._update(lambda: self._remove_pages(m))
-
-    async def _remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
-        displaced: list[FrameArray] = []
-        extents = unpack(m.gfns)
-        table = self.table
-        _, types, orders = table.get(extents)
-        whole_pod = (types == P2mType.POPULATE_ON_DEMAND) & (orders >= m.order)
-        # Neighbours of one kind are removed together; the order of the extents is kept.
-        breaks = np.flatnonzero(np.diff(whole_pod)) + 1
-        done = 0
-        for part, is_pod in zip(
-            np.split(extents, breaks), np.split(whole_pod, breaks), strict=True
-        ):
-            if bool(is_pod[0]):
-                result, _ = await self._set(part, invalid(part.size), m.order, P2mType.INVALID)
-                self.pod.entry_count -= result.nr_done << m.order
-                nr, errno = result.nr_done, result.errno
-            else:
-                nr, errno, mfns = await self._remove_frames(part, m.order)
-                displaced.append(mfns)
-            done += nr
-            if nr < part.size:
-                return await self._removed(m.domid, done, errno, displaced)
-        return await self._removed(m.domid, done, Errno.OK, displaced)
-
-    async def _removed(
-        self, domid: int, done: int, errno: int, displaced: list[FrameArray]
-    ) -> P2mUpdated:
-        if self.pod.count > self.pod.entry_count:
-            big, small = self.pod.shrink_to_entries()
-            for order, mfns in ((ORDER_2M, big), (0, small)):
-                if mfns.size:
-                    await Call(self.home, PodCacheRequest(domid, order, pack(mfns)))
-        mfns = np.concatenate([_EMPTY, *displaced])
-        return P2mUpdated(done, -errno, pack(mfns))
-
-    async def _remove_frames(self, extents: FrameArray, order: int) -> tuple[int, int, FrameArray]:
-        """4K by 4K up to the first page that cannot go: (extents done, errno, frames removed).
-
-        A frame is only reported as removed when its entry really went (XSA-247).
-        """
-        frames = expand(extents, order)
-        found, types, _ = self.table.get(frames)
-        pod = types == P2mType.POPULATE_ON_DEMAND
-        good = pod | (_RAM[types] & (found != INVALID_FRAME))
-        bad = np.flatnonzero(~good)
-        nr = int(bad[0]) if bad.size else frames.size
-        errno = _removal_errno(P2mType(int(types[nr]))) if nr < frames.size else Errno.OK
-        result, displaced = await self._set(frames[:nr], invalid(nr), 0, P2mType.INVALID)
-        self.pod.entry_count -= int(np.count_nonzero(pod[: result.nr_done]))
-        if result.nr_done < nr:
-            errno = result.errno
-        return result.nr_done >> order, errno, displaced
+        return await self._update(lambda: removal.remove_pages(self, m))
 
     @handles(P2mUnmap)
     async def unmap(self, m: P2mUnmap) -> P2mUpdated:
@@ -315,7 +264,7 @@ class P2m(Component):
             found, _, _ = self.table.get(one(m.gfn))
             if int(found[0]) != m.mfn:
                 return P2mUpdated(0, -Errno.EILSEQ)
-            result, displaced = await self._set(one(m.gfn), invalid(1), 0, P2mType.INVALID)
+            result, displaced = await self.set_entries(one(m.gfn), invalid(1), 0, P2mType.INVALID)
             return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
 
         return await self._update(body)
@@ -329,16 +278,16 @@ class P2m(Component):
         found, types, _ = self.table.get(np.array([m.src, m.dst], dtype=np.uint64))
         if int(found[0]) != m.mfn:
             return P2mUpdated(0, -Errno.EXDEV)
-        if _SPECIAL[types[1]]:
+        if IS_SPECIAL[types[1]]:
             return P2mUpdated(0, -Errno.EPERM)
         kind = int(types[0])
-        result, _ = await self._set(one(m.src), invalid(1), 0, P2mType.INVALID)
+        result, _ = await self.set_entries(one(m.src), invalid(1), 0, P2mType.INVALID)
         if result.errno:
             return P2mUpdated(0, -result.errno)
-        result, displaced = await self._set(one(m.dst), one(m.mfn), 0, kind)
+        result, displaced = await self.set_entries(one(m.dst), one(m.mfn), 0, kind)
         if result.errno:
             # The entry at src exists at 4K by now, so putting it back needs no new table.
-            back, _ = await self._set(one(m.src), one(m.mfn), 0, kind)
+            back, _ = await self.set_entries(one(m.src), one(m.mfn), 0, kind)
             assert not back.errno, f"domid {m.domid}: gfn {m.src:#x}: mfn {m.mfn:#x} lost"
             return P2mUpdated(0, -result.errno)
         if int(types[1]) == P2mType.POPULATE_ON_DEMAND:
@@ -352,11 +301,11 @@ class P2m(Component):
         async def body() -> P2mUpdated:
             gfns = unpack(m.gfns)
             for done, gfn in enumerate(gfns.tolist()):
-                errno = await self._populate_on_demand(gfn)
+                errno = await demand.populate(self, gfn)
                 found, types, _ = self.table.get(one(gfn))
-                if errno or not _RAM[types[0]]:
+                if errno or not IS_RAM[types[0]]:
                     return P2mUpdated(done, -(errno or Errno.EBUSY))
-                result, _ = await self._set(one(gfn), found, 0, m.p2mt)
+                result, _ = await self.set_entries(one(gfn), found, 0, m.p2mt)
                 if result.errno:
                     return P2mUpdated(done, -result.errno)
             return P2mUpdated(gfns.size, 0)
@@ -368,72 +317,13 @@ class P2m(Component):
     @handles(P2mMarkPod)
     async def mark_pod(self, m: P2mMarkPod) -> P2mUpdated:
         """guest_physmap_mark_populate_on_demand: RAM in the way is -EBUSY."""
-
-        async def body() -> P2mUpdated:
-            gfns = unpack(m.gfns)
-            nr, errno = gfns.size, Errno.OK
-            if gfns.size and bounds(gfns)[0] <= self.table.max_mapped_pfn:
-                frames = expand(gfns, m.order)
-                _, types, _ = self.table.get(frames)
-                already = types == P2mType.POPULATE_ON_DEMAND
-                busy = np.flatnonzero(~(already | _HOLE[types]))
-                if busy.size:
-                    nr, errno = int(busy[0]) >> m.order, Errno.EBUSY
-                self.pod.entry_count -= int(np.count_nonzero(already[: nr << m.order]))
-            result, _ = await self._set(gfns[:nr], invalid(nr), m.order, P2mType.POPULATE_ON_DEMAND)
-            self.pod.entry_count += result.nr_done << m.order
-            if result.nr_done < nr:
-                errno = Errno(result.errno)
-            return P2mUpdated(result.nr_done, -errno)
-
-        return await self._update(body)
+        return await self._update(lambda: demand.mark(self, m))
 
     @handles(P2mPodCacheAdd)
     async def pod_cache_add(self, m: P2mPodCacheAdd) -> P2mPodState:
         """p2m_pod_cache_add; with no frames it only tells the counts."""
         self.pod.add(unpack(m.mfns), m.order)
         return P2mPodState(self.pod.count, self.pod.entry_count)
-
-    async def _populate_on_demand(self, gfn: int) -> Errno:
-        """p2m_pod_demand_populate until the gfn is no longer PoD; under the p2m lock.
-
-        A 1G entry is first cut to 2M, a 2M one to 4K when the cache has no 2M frame left; each
-        turn works on a smaller order, so three turns suffice (XSA-246: never retry for ever).
-        """
-        for _ in range(len(self.table.geometry.leaf_orders) + 1):
-            _, types, orders = self.table.get(one(gfn))
-            if int(types[0]) != P2mType.POPULATE_ON_DEMAND:
-                return Errno.OK
-            order = int(orders[0])
-            base = gfn >> order << order
-            if order > ORDER_2M:
-                errno = await self._remark_pod(base, ORDER_2M)
-            elif order and self.pod.count < 1 << ORDER_2M:
-                errno = await self._remark_pod(base, 0)
-            else:
-                errno = await self._fill(base, order)
-            if errno:
-                return errno
-        raise AssertionError(f"{self.context.name}: gfn {gfn:#x} is still PoD")
-
-    async def _remark_pod(self, gfn: int, order: int) -> Errno:
-        """Write one smaller PoD entry, which splits the larger one that it lies in."""
-        pod = P2mType.POPULATE_ON_DEMAND
-        result, _ = await self._set(one(gfn), invalid(1), order, pod)
-        return Errno(result.errno)
-
-    async def _fill(self, gfn: int, order: int) -> Errno:
-        domid = self.table.domid
-        mfn = self.pod.take(order)
-        if mfn is None:
-            return Errno.ENOMEM
-        result, _ = await self._set(one(gfn), one(mfn), order, P2mType.RAM_RW)
-        if result.errno:
-            self.pod.put_back(mfn, order)
-            return Errno(result.errno)
-        self.pod.entry_count -= 1 << order
-        await Call(self.home, SetM2p(domid, order, pack([mfn]), pack([gfn])))
-        return Errno.OK
 
     # -- look-ups ----------------------------------------------------------------------------
 
@@ -448,7 +338,7 @@ class P2m(Component):
                 return P2mEntries(pack(invalid(nr)), bytes([P2mType.MMIO_DM]) * nr, bytes(nr))
             if m.alloc:
                 for gfn in gfns.tolist():
-                    if await self._populate_on_demand(gfn):
+                    if await demand.populate(self, gfn):
                         break
             mfns, types, orders = self.table.get(gfns)
             return P2mEntries(pack(mfns), types.tobytes(), orders.tobytes())
@@ -460,7 +350,7 @@ class P2m(Component):
         """RAM only; anything else reads as INVALID_MFN."""
         reply = await self.get_entry(P2mGetEntry(m.domid, m.gfns))
         types = np.frombuffer(reply.types, dtype=np.uint8)
-        mfns = np.where(_RAM[types], unpack(reply.mfns), np.uint64(INVALID_FRAME))
+        mfns = np.where(IS_RAM[types], unpack(reply.mfns), np.uint64(INVALID_FRAME))
         return P2mEntries(pack(mfns), reply.types, reply.orders)
 
     @handles(P2mGetRoot)
@@ -496,7 +386,7 @@ class P2m(Component):
                 return FaultOutcome(bytes([FAULT_HOLE]) * gfns.size)
             outcome = bytearray()
             for gfn in gfns.tolist():
-                if await self._populate_on_demand(gfn):
+                if await demand.populate(self, gfn):
                     outcome.append(FAULT_FAILED)
                     continue
                 mfns, _, _ = self.table.get(one(gfn))
@@ -555,10 +445,3 @@ def leaf_table(table: P2mTable) -> LeafTable:
         flags_low12(leaves.entries).tobytes(),
         bits_63_52(leaves.entries).tobytes(),
     )
-
-
-def _removal_errno(p2mt: P2mType) -> Errno:
-    """guest_remove_page's verdict on an entry that is not ordinary RAM."""
-    if p2mt in HOLE_TYPES:
-        return Errno.ENOENT
-    return Errno.EPERM if p2mt == P2mType.MMIO_DIRECT else Errno.EINVAL

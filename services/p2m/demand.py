@@ -1,0 +1,90 @@
+"""Populate on demand (p2m-pod.c): marking gfns, and giving them memory when they are looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from protocols.errno import Errno
+from protocols.frames import ORDER_2M, bounds, expand, pack, unpack
+from protocols.heap import SetM2p
+from protocols.p2m import P2mMarkPod, P2mUpdated
+from protocols.p2m_types import P2mType
+from services.component.traps import Call
+from services.p2m.kinds import IS_HOLE, invalid, one, repeated
+
+if TYPE_CHECKING:
+    from services.p2m.component import P2m
+
+
+async def mark(p2m: P2m, m: P2mMarkPod) -> P2mUpdated:
+    """guest_physmap_mark_populate_on_demand, extent by extent; RAM in the way is -EBUSY.
+
+    Frames that are PoD already are counted once.
+    """
+    gfns = unpack(m.gfns)
+    nr = p2m.inside(gfns, m.order)
+    errno = Errno.OK if nr == gfns.size else Errno.EINVAL
+    known = np.zeros(0, dtype=np.bool_)
+    below, above = gfns[: max(0, nr - 1)], gfns[1:nr]
+    apart = bool(((above > below) & (above - below >= 1 << m.order)).all())
+    if nr and (not apart or bounds(gfns[:nr])[0] <= p2m.table.max_mapped_pfn):
+        frames = expand(gfns[:nr], m.order)
+        _, types, _ = p2m.table.get(frames)
+        already = types == P2mType.POPULATE_ON_DEMAND
+        busy = np.flatnonzero(~(already | IS_HOLE[types]))
+        if busy.size:
+            nr, errno = int(busy[0]) >> m.order, Errno.EBUSY
+        known = already | repeated(frames)
+    pod = P2mType.POPULATE_ON_DEMAND
+    result, _ = await p2m.set_entries(gfns[:nr], invalid(nr), m.order, pod)
+    done = result.nr_done << m.order
+    p2m.pod.entry_count += done - int(np.count_nonzero(known[:done]))
+    if result.nr_done < nr:
+        errno = Errno(result.errno)
+    return P2mUpdated(result.nr_done, -errno)
+
+
+async def populate(p2m: P2m, gfn: int) -> Errno:
+    """p2m_pod_demand_populate until the gfn is no longer PoD; under the p2m lock.
+
+    A 1G entry is first cut to 2M, a 2M one to 4K when the cache has no 2M frame left; each
+    turn works on a smaller order, so three turns suffice (XSA-246: never retry for ever).
+    """
+    for _ in range(len(p2m.table.geometry.leaf_orders) + 1):
+        _, types, orders = p2m.table.get(one(gfn))
+        if int(types[0]) != P2mType.POPULATE_ON_DEMAND:
+            return Errno.OK
+        order = int(orders[0])
+        base = gfn >> order << order
+        if order > ORDER_2M:
+            errno = await _remark(p2m, base, ORDER_2M)
+        elif order and p2m.pod.count < 1 << ORDER_2M:
+            errno = await _remark(p2m, base, 0)
+        else:
+            errno = await _fill(p2m, base, order)
+        if errno:
+            return errno
+    raise AssertionError(f"{p2m.context.name}: gfn {gfn:#x} is still PoD")
+
+
+async def _remark(p2m: P2m, gfn: int, order: int) -> Errno:
+    """Write one smaller PoD entry, which splits the larger one that it lies in."""
+    pod = P2mType.POPULATE_ON_DEMAND
+    result, _ = await p2m.set_entries(one(gfn), invalid(1), order, pod)
+    return Errno(result.errno)
+
+
+async def _fill(p2m: P2m, gfn: int, order: int) -> Errno:
+    domid = p2m.table.domid
+    mfn = p2m.pod.take(order)
+    if mfn is None:
+        return Errno.ENOMEM
+    result, _ = await p2m.set_entries(one(gfn), one(mfn), order, P2mType.RAM_RW)
+    if result.errno:
+        p2m.pod.put_back(mfn, order)
+        return Errno(result.errno)
+    p2m.pod.entry_count -= 1 << order
+    await Call(p2m.home, SetM2p(domid, order, pack([mfn]), pack([gfn])))
+    return Errno.OK
