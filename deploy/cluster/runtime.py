@@ -34,6 +34,7 @@ _ray: Any = ray
 """Ray's own annotations are partial; here is the one place that knows."""
 
 CONNECT_SECONDS: Final = 5.0
+SOCKET_DIRECTORY_MAX: Final = 24
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.1
 STUCK_SECONDS: Final = 20.0
@@ -50,7 +51,7 @@ class RayCluster:
     def __init__(self, address: str | None = None, *, num_cpus: int | None = None) -> None:
         if address is not None:
             _probe(address)
-        self._temp_dir = tempfile.mkdtemp(prefix="shatterproof-") if address is None else None
+        self._temp_dir = _private_directory() if address is None else None
         options: dict[str, Any] = {"address": address}
         if address is None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -77,6 +78,16 @@ class RayCluster:
         _ray.shutdown()
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _private_directory() -> str | None:
+    """A directory of our own for Ray's files; None (Ray's default) if its sockets would not fit.
+
+    A Unix socket's path has at most 107 bytes, and Ray adds some 60 to its directory.
+    """
+    if len(tempfile.gettempdir()) > SOCKET_DIRECTORY_MAX:
+        return None
+    return tempfile.mkdtemp(prefix="shatterproof-")
 
 
 def _probe(address: str) -> None:
