@@ -237,7 +237,7 @@ class P2m(Component):
         _, types, _ = table.get(frames)
         special = np.flatnonzero(IS_SPECIAL[types])
         nr = int(special[0]) >> order if special.size else gfns.size
-        pod = frames[: nr << order][types[: nr << order] == P2mType.POPULATE_ON_DEMAND]
+        pod = np.unique(frames[: nr << order][types[: nr << order] == P2mType.POPULATE_ON_DEMAND])
         return nr, Errno.EPERM if special.size else Errno.OK, pod
 
     def _mapped_prefix(self, gfn: int, mfn: int, order: int) -> int:
