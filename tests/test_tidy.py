@@ -123,7 +123,9 @@ def test_every_request_has_one_handler(trees):
 
 def test_dependencies_are_explained():
     explained = (ROOT / "docs" / "dependencies.md").read_text()
-    wanted = re.findall(r'^    "([a-z-]+)[>\[]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    wanted = re.findall(
+        r'^    "([a-z-]+)[>\[]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
     assert wanted
     assert [package for package in wanted if package not in explained] == []
 

@@ -44,7 +44,9 @@ def test_the_fleet_has_64_domains_with_their_own_names_and_domids():
 
 def test_several_workloads_share_a_host(write):
     cfg = write("a.cfg", "name = 'a'\n" + GUEST)
-    toml = write("s.toml", '[host]\nmemory = "2GiB"\n[[domains]]\nname = "b"\nmemory = 64\ntype = "pvh"\n')
+    toml = write(
+        "s.toml", '[host]\nmemory = "2GiB"\n[[domains]]\nname = "b"\nmemory = 64\ntype = "pvh"\n'
+    )
     scenario, _ = load_workloads([cfg, toml], {})
     assert [(spec.domid, spec.config.name) for spec in scenario.domains] == [(1, "a"), (2, "b")]
     assert scenario.host.memory_mib == 2048
@@ -126,7 +128,9 @@ DOMAIN = '[[domains]]\nname = "x"\nmemory = 64\ntype = "pvh"\n'
         (DOMAIN + "[[phases]]\nop = 'balloon'\npages = 1\n", "missing required field `direction`"),
         (DOMAIN + DOMAIN, "name 'x': taken by"),
         (
-            "[host]\nnodes = 2\n" + DOMAIN + "vcpus = 1\nvnuma = [['pnode=2', 'size=64', 'vcpus=0']]\n",
+            "[host]\nnodes = 2\n"
+            + DOMAIN
+            + "vcpus = 1\nvnuma = [['pnode=2', 'size=64', 'vcpus=0']]\n",
             "vnuma: pnode 2: expected one of the host's 2 nodes",
         ),
         (
@@ -185,7 +189,14 @@ def test_a_switch_with_another_value_is_refused(text):
 
 @pytest.mark.parametrize(
     ("text", "mib"),
-    [("8GiB", 8192), ("512M", 512), ("1tib", 1 << 20), ("2048 KiB", 2), ("4g", 4096), ("1GB", 1024)],
+    [
+        ("8GiB", 8192),
+        ("512M", 512),
+        ("1tib", 1 << 20),
+        ("2048 KiB", 2),
+        ("4g", 4096),
+        ("1GB", 1024),
+    ],
 )
 def test_sizes(text, mib):
     assert parse_size_mib(text, "--host-memory") == mib
