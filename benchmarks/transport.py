@@ -1,7 +1,8 @@
 """Messages a second through the Ray runtime against bare Ray actor calls of the same payload.
 
-Both sides keep 256 requests under way. The runtime carries trivial handlers (``benchmarks.trivial``),
-so what is measured is envelope, codec, host, coalescing and Ray, as 256 concurrent builds use them.
+Both sides keep 256 requests under way. The runtime carries trivial handlers
+(``benchmarks.trivial``), so what is measured is envelope, codec, host, coalescing and Ray, as 256
+concurrent builds use them.
 """
 
 import time

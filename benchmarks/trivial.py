@@ -34,7 +34,7 @@ class Allocator(Component):
 
 class P2m(Component):
     @handles(P2mAddPage)
-    async def add(self, m):
+    async def add(self, m):  # noqa: ARG002
         return P2mUpdated(4, 0)
 
 

@@ -1,6 +1,6 @@
 """Random requests to random domains under random schedules: after each burst the audit is clean.
 
-Every burst is sent at once, so hypercalls of one domain interleave at every await, destroy included.
+Every burst is sent at once, so hypercalls of one domain interleave at every await, destroy too.
 The requests are hostile on purpose: gfns repeat, overlap, lie outside, calls hit the wrong types.
 At the end everything is destroyed and every frame must be back in the heap, merged.
 """
