@@ -110,6 +110,8 @@ class P2m(Component):
         if not table.init_root():
             return Status(-Errno.ENOMEM)
         self._table = table
+        # Walkers that asked between two domains of one domid hold a root that is none.
+        await self._flush(m.domid)
         return Status(0)
 
     @handles(P2mPoolAdd)

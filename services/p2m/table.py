@@ -54,6 +54,7 @@ class P2mTable:
 
     __slots__ = (
         "_fresh_slot",
+        "_parent_slot",
         "_pool",
         "_root",
         "_steps",
@@ -88,6 +89,7 @@ class P2mTable:
         self._pool = PtpPool(geometry)
         self._root = NO_SLOT
         self._fresh_slot = NO_SLOT
+        self._parent_slot = NO_SLOT
         # From the root down: (level, gfn shift, index mask) of each level.
         self._steps = tuple(
             (level, geometry.shift(level), (1 << geometry.index_bits[level - 1]) - 1)
@@ -211,12 +213,17 @@ class P2mTable:
         replaced: EntryArray | None = None
         done = last = 0
         _, shift, mask = self._steps[-level]
+        # Tables side by side have one parent: only the first of them is looked up from the root.
+        parent_shift = self._parent_shift(level)
+        parent = -1
         for lo, hi in table_groups(batch.gfns, shift, mask):
             gfns = batch.gfns[lo:hi]
             first = int(gfns[0])
-            slot = self._descend(first, level, tally)
+            beside = first >> parent_shift == parent
+            slot = self._descend(first, level, tally, beside=beside)
             if slot == NO_SLOT:
                 break
+            parent = first >> parent_shift
             done = hi
             row: EntryArray = self._pool.rows[slot]
             begin, end = (first >> shift) & mask, (int(gfns[-1]) >> shift) & mask
@@ -275,14 +282,26 @@ class P2mTable:
         if last > self.max_mapped_pfn and p2mt != _INVALID:
             self.max_mapped_pfn = last
 
-    def _descend(self, gfn: int, target: int, tally: Tally) -> int:
+    def _parent_shift(self, level: int) -> int:
+        """Gfn bits below what one table above a level covers."""
+        if level == self.geometry.levels:
+            return self.geometry.shift(level) + self.geometry.index_bits[level - 1]
+        return self.geometry.shift(level + 1) + self.geometry.index_bits[level]
+
+    def _descend(self, gfn: int, target: int, tally: Tally, *, beside: bool = False) -> int:
         """Slot of the table at level ``target`` on the path of a gfn, made or shattered into being.
 
-        NO_SLOT when the pool is empty. ``_fresh_slot`` remembers a table that was made just now.
+        NO_SLOT when the pool is empty. ``_fresh_slot`` remembers a table that was made just now,
+        ``_parent_slot`` the table above it; ``beside`` begins there, as a caller may who knows
+        that the last gfn had the same one.
         """
         self._fresh_slot = NO_SLOT
         geometry, pool, slot = self.geometry, self._pool, self._root
-        for level, shift, mask in self._steps[:-target]:
+        steps = self._steps[:-target]
+        if beside and steps:
+            slot, steps = self._parent_slot, steps[-1:]
+        for level, shift, mask in steps:
+            self._parent_slot = slot
             index = (gfn >> shift) & mask
             entry: int = pool.rows.item(slot, index)
             if entry & BIT_PSE:
