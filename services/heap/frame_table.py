@@ -6,7 +6,7 @@ The owner of a free frame is DOMID_INVALID; the M2P word of a frame without gfn 
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -51,20 +51,24 @@ class FrameTable:
             chunks = _few_chunks(mfns, order, self._owner.first_chunk)
             if self._owner.swap(chunks, expected, domid):
                 return
-        right = self.owner_uniform(mfns, order, expected)
-        if not right.all():
-            base = mfns[~right][:1]
-            owners = self.owner(expand(base, order))
-            bad = int(np.flatnonzero(owners != expected)[0])
-            raise AssertionError(
-                f"mfn {int(base[0]) + bad:#x} order {order}: owned by {int(owners[bad]):#x}, "
-                f"expected {expected:#x}, wanted for domid {domid:#x}"
-            )
         whole, edges = self._cover(mfns, order)
+        as_expected = bool(self._owner.uniform(whole, expected).all())
+        if not as_expected or not bool((self.owner(edges) == expected).all()):
+            self._fail_owner(mfns, order, domid, expected)
         if whole.size:
             self._owner.write_chunks(whole, domid)
         if edges.size:
             self._owner.write(edges, domid)
+
+    def _fail_owner(self, mfns: FrameArray, order: int, domid: int, expected: int) -> NoReturn:
+        """Name the first frame whose owner is not the expected one."""
+        base = mfns[~self.owner_uniform(mfns, order, expected)][:1]
+        owners = self.owner(expand(base, order))
+        bad = int(np.flatnonzero(owners != expected)[0])
+        raise AssertionError(
+            f"mfn {int(base[0]) + bad:#x} order {order}: owned by {int(owners[bad]):#x}, "
+            f"expected {expected:#x}, wanted for domid {domid:#x}"
+        )
 
     def owner(self, mfns: FrameArray) -> npt.NDArray[np.uint16]:
         """Owner of each frame."""
