@@ -86,10 +86,15 @@ def shard_of(address: str, shards: int, nr_nodes: int) -> tuple[str, int]:
     """(service, shard) that holds a component.
 
     P2M and walker by domain, allocator by NUMA node, toolstack by build job.
+
+    Raises:
+        ProtocolError: an address that names no component of this world.
     """
     service, _, instance = address.partition("/")
-    number = int(instance.partition(".")[0])
-    return service, number % shard_count(service, shards, nr_nodes)
+    number = instance.partition(".")[0]
+    if service not in SERVICES or not number.isdecimal():
+        raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
+    return service, int(number) % shard_count(service, shards, nr_nodes)
 
 
 def shard_count(service: str, shards: int, nr_nodes: int) -> int:

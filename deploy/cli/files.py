@@ -25,14 +25,14 @@ def _reason(error: OSError) -> str:
 
 
 def check_directory(directory: Path, flag: str) -> None:
-    """Make the directory if need be and see that files can be written there.
+    """See that files could be written in a directory, made if need be, leaving nothing there.
 
     Raises:
         BadInputError: it cannot be made or written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
+        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise BadInputError(
@@ -96,7 +96,8 @@ def csv_rows(table: LeafTable) -> Iterator[str]:
 
 
 def dump_tables(directory: Path, tables: list[LeafTable]) -> None:
-    """One CSV a domain."""
+    """One CSV a domain, in a directory that is made if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
     for table in tables:
         with whole_file(directory / f"dom{table.domid}.csv", "--dump-p2m") as file:
             file.write("".join(csv_rows(table)).encode())

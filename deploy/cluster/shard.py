@@ -6,6 +6,7 @@ tells whoever polls. Envelopes between components of one shard never leave it.
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections import Counter, deque
@@ -27,6 +28,8 @@ from services.component.host import Host
 from services.heap.host import HostConfig
 
 CLIENT_SHARD: Final = -1
+GC_THRESHOLD: Final = 50_000
+"""Allocations between collections in an actor: a collection is a pause of every build in it."""
 Send = Callable[[int, bytes], None]
 """(peer, batch): hand a batch to a peer's ``deliver``; must not block."""
 
@@ -157,6 +160,10 @@ def as_actor_class() -> Any:
         """Synchronous and single-threaded: Ray keeps one caller's order for these alone."""
 
         def __init__(self, config: bytes) -> None:
+            # What was imported stays; messages and activities are freed by their counts.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_THRESHOLD)
             self._deliver: dict[int, Any] = {}
             decoded = msgspec.msgpack.decode(config, type=ShardConfig)
             self._shard = Shard(decoded, self._send)

@@ -33,7 +33,12 @@ def test_a_new_domain_has_a_root_and_256_pool_frames():
     world.create()
     assert world.free() == [total - 256]
     info = world.info()
-    assert (info.rc, info.tot_pages, info.max_pages, info.paging_pool_pages) == (0, 0, 32 * 256, 256)
+    assert (info.rc, info.tot_pages, info.max_pages, info.paging_pool_pages) == (
+        0,
+        0,
+        32 * 256,
+        256,
+    )
     assert len(world.p2m().ptps) == 8
     assert world.hypercall(DomctlCreateDomain(1, 5, 1, "off")).rc == -Errno.EEXIST
     world.audit(1)
@@ -273,7 +278,9 @@ def test_a_build_that_is_destroyed_meanwhile_fails_or_is_gone(seed):
     replies = world.run(*calls)
     living = [domid for domid in (1, 2) if world.info(domid).rc == 0]
     for domid in (1, 2):
-        assert (replies[domid - 1].error == "") == (domid in living) or replies[domid - 1].error == ""
+        assert (replies[domid - 1].error == "") == (domid in living) or replies[
+            domid - 1
+        ].error == ""
     world.audit(*living)
     for domid in living:
         assert RAM in {row[2] for row in shape(world.leaves(domid))}

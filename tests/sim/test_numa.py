@@ -88,9 +88,11 @@ def test_what_a_guest_may_not_choose():
 
 def test_an_extent_never_spans_nodes():
     world = World(memory_mib=7, nodes=2)
+    assert [world.config.node_range(node)[1] for node in (0, 1)] == [512, 1280]
     world.create(1)
     done = world.populate(spread(0, 9, 9), 9)
-    assert done == len(world.leaves()) == 2
+    assert done == len(world.leaves()) == 3
+    assert world.free() == [0, 0]
     for _, order, mfn, _ in world.leaves():
         assert world.node_of(mfn) == world.node_of(mfn + (1 << order) - 1)
     world.audit(1)

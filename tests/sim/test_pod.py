@@ -30,10 +30,17 @@ def test_the_target_fills_the_cache():
     world.create(max_mib=8)
     before = world.free()[0]
     reply = world.hypercall(SetPodTarget(1, 1200))
-    assert (reply.rc, reply.tot_pages, reply.pod_cache_pages, reply.pod_entries) == (0, 1200, 1200, 0)
+    assert (reply.rc, reply.tot_pages, reply.pod_cache_pages, reply.pod_entries) == (
+        0,
+        1200,
+        1200,
+        0,
+    )
     assert world.free() == [before - 1200]
     again = world.hypercall(SetPodTarget(1, 1000))
-    assert (again.rc, again.pod_cache_pages) == (0, 1200), "a target below what is there does nothing"
+    assert (again.rc, again.pod_cache_pages) == (0, 1200), (
+        "a target below what is there does nothing"
+    )
     assert world.hypercall(SetPodTarget(1, 8 * 256 + 1)).rc == -Errno.EINVAL
     assert world.hypercall(SetPodTarget(5, 1)).rc == -Errno.ESRCH
 
@@ -133,7 +140,12 @@ def test_a_1g_entry_is_cut_to_2m_first():
 def test_out_of_pod_memory_is_an_access_that_finds_nothing():
     world = pod_world(512)
     reply = world.touch([0x200, 0x400, 0x401, 0x999])
-    assert [mfn == INVALID_FRAME for mfn in unpack(reply.mfns).tolist()] == [False, True, True, True]
+    assert [mfn == INVALID_FRAME for mfn in unpack(reply.mfns).tolist()] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert world.entries([0x400])[0][1] == POD
     assert pod_counts(world) == (0, 1536)
     world.audit(1, walkers=[(1, 0)])
