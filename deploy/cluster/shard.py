@@ -136,7 +136,8 @@ class Shard:
     def report(self) -> ShardReport:
         """Replies since the last report, and how things stand."""
         replies, self._replies = self._replies, []
-        busy = any(link.pending or link.in_flight for link in self._links.values())
+        # A batch in flight says nothing: its credit may wait for traffic that never comes.
+        busy = any(link.pending for link in self._links.values())
         return ShardReport(encode_batch(replies), self._kinds.total(), self._failure, busy)
 
     def counts(self) -> dict[str, int]:

@@ -32,12 +32,11 @@ def updates_until(trace, domid, moment):
     rows = decoded_updates(trace)
     if moment == "all":
         return len(rows)
-    first = next(
+    return next(
         number
         for number, row in enumerate(rows)
         if int(row["domid"]) == domid and int(row["cur_dom"]) == domid
     )
-    return first
 
 
 def dumped(path):

@@ -224,7 +224,7 @@ def busy_world(seed):
     return world
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_destroy_amid_everything_else_loses_no_frame(seed):
     world = busy_world(seed)
     requests = traffic(1)
@@ -240,7 +240,7 @@ def test_destroy_amid_everything_else_loses_no_frame(seed):
     world.assert_empty()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_everything_at_once_leaves_a_consistent_host(seed):
     world = busy_world(seed)
     world.run(*traffic(1), *traffic(2))

@@ -1,4 +1,4 @@
-"""Frames come from the node that was asked for, books stay at home, and nothing gets lost between."""
+"""Frames come from the node asked for, books stay at home, and nothing gets lost between."""
 
 import pytest
 

@@ -7,6 +7,7 @@ from protocols.frames import INVALID_FRAME, pack, unpack
 from protocols.memory import SetPodTarget
 from protocols.p2m import P2mChangeType
 from protocols.p2m_types import MemFlag, P2mType
+from protocols.walk import Touch
 from tests.helpers import POD, RAM, UpdateRecorder, World, shape, spread
 
 
@@ -110,7 +111,7 @@ def test_without_a_2m_frame_the_superpage_is_splintered():
     assert unpack(reply.mfns).tolist() == world.translate([0x2AB]) != [INVALID_FRAME]
     # One 4K PoD entry splits the superpage; the frame comes in with a second update.
     assert recorder.updates == {1: [(0x200, 0, POD), (0x2AB, 0, RAM)]}
-    rows = dict((gfn, (order, p2mt)) for gfn, order, p2mt in shape(world.leaves()))
+    rows = {gfn: (order, p2mt) for gfn, order, p2mt in shape(world.leaves())}
     assert (rows[0x2AB], rows[0x2AA], rows[0x400]) == ((0, RAM), (0, POD), (9, POD))
     assert pod_counts(world) == (299, 2047)
     world.audit(1, walkers=[(1, 0)])
@@ -218,8 +219,6 @@ def test_a_type_change_populates_first():
 @pytest.mark.parametrize("seed", range(8))
 def test_concurrent_accesses_populate_once(seed):
     world = pod_world(2048, seed=seed)
-    from protocols.walk import Touch
-
     gfns = pack(spread(0x200, 64, 5))
     touches = [(f"walker/1.{vcpu}", Touch(1, gfns, True, want_mfns=True)) for vcpu in range(4)]
     replies = world.run(*touches)

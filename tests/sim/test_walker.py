@@ -164,7 +164,7 @@ def with_p2m(kind):
 
 
 def test_a_walker_that_reads_while_others_flush_is_in_the_next_flush():
-    """The P2M alone, in the one order that matters: A has acknowledged, B has not, A reads again."""
+    """The P2M alone, in the order that matters: A has acknowledged, B has not, A reads again."""
     host = Host(make_component("p2m/1", World().config))
     ids = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and exit 2, a failing domain exit 1, reports as agreed."""
+"""The command line: bad input is one line and exit 2, a failed domain exit 1; the reports."""
 
 import gzip
 import json
@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli.main import cli, main, run
+from deploy.cluster.runtime import _probe
 from tests.helpers import DATA, trace_bytes
 
 LOCAL = ["--runtime", "local"]
@@ -212,8 +213,6 @@ def test_a_cluster_that_is_not_there(refuse, folder, address):
 
 
 def test_an_address_where_somebody_listens_passes_the_probe():
-    from deploy.cluster.runtime import _probe
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert _probe(f"127.0.0.1:{server.getsockname()[1]}") is None
 
