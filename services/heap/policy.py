@@ -12,7 +12,7 @@ from protocols.frames import MAX_ORDER, ORDER_2M, FrameArray
 ORDER_MAX_DOMU: Final = ORDER_2M
 """memop-max-order of a domU; a control domain may ask for MAX_ORDER (max_order, memory.c)."""
 
-SLICE_EXTENTS: Final = 1 << 15
+SLICE_EXTENTS: Final = 1 << 16
 SLICE_FRAMES: Final = 1 << MAX_ORDER
 """Work between two preemption points of a hypercall: at most so many extents or frames."""
 
