@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from protocols.frames import FrameArray
+from protocols.frames import FrameArray, runs_of
 
 CHUNK_SHIFT: Final = 9
 CHUNK: Final = 1 << CHUNK_SHIFT
@@ -102,6 +102,44 @@ class ChunkedWords:
             result[dense] = (self.pages[pages[dense]] == wanted).all(axis=1)
         return result
 
+    def runs(self, value: int, among: BoolArray | None = None) -> tuple[FrameArray, FrameArray]:
+        """Maximal runs of frames with this word, ascending: (starts, lengths).
+
+        A chunk with a slope is taken not to have the word. ``among``, shape (nr_chunks,), names
+        the chunks to look at; the first and the last may reach beyond the table's frames.
+        """
+        ruled = (self.base == value) & (self.page == _NO_PAGE) & (self.slope == 0)
+        dense = self.page != _NO_PAGE
+        if among is not None:
+            ruled &= among
+            dense &= among
+        starts, lengths = runs_of(np.flatnonzero(ruled).astype(np.uint64))
+        shift = np.uint64(CHUNK_SHIFT)
+        starts_of, lengths_of = [starts << shift], [lengths << shift]
+        chunks = np.flatnonzero(dense)
+        for at in range(0, chunks.size, PAGES_AT_ONCE):
+            some = chunks[at : at + PAGES_AT_ONCE]
+            # Only the ends of a run become numbers, so its length costs nothing.
+            has = self.pages[self.page[some]] == value
+            opens, closes = has.copy(), has.copy()
+            opens[:, 1:] &= ~has[:, :-1]
+            closes[:, :-1] &= ~has[:, 1:]
+            first = np.flatnonzero(opens)
+            frames = (some[first >> CHUNK_SHIFT] << CHUNK_SHIFT) + (first & (CHUNK - 1))
+            starts_of.append(frames.astype(np.uint64))
+            lengths_of.append((np.flatnonzero(closes) - first + 1).astype(np.uint64))
+        starts, lengths = np.concatenate(starts_of), np.concatenate(lengths_of)
+        where = np.argsort(starts, kind="stable")
+        starts, lengths = _merge(starts[where], lengths[where])
+        return starts + np.uint64(self.first_chunk << CHUNK_SHIFT), lengths
+
+    def touched(self, starts: FrameArray, lengths: FrameArray) -> BoolArray:
+        """Which chunks have a frame of these disjoint runs; shape (nr_chunks,)."""
+        steps = np.zeros(self.base.size + 1, dtype=np.intp)
+        np.add.at(steps, self.chunks_of(starts), 1)
+        np.add.at(steps, self.chunks_of(starts + lengths - np.uint64(1)) + 1, -1)
+        return steps.cumsum()[:-1] > 0
+
     # -- writing -----------------------------------------------------------------------------
 
     def write_chunks(self, chunks: ChunkIds, bases: npt.ArrayLike, slope: int = 0) -> None:
@@ -179,3 +217,14 @@ class ChunkedWords:
         pages = np.frombuffer(data, self.base.dtype, nr_pages * CHUNK, at)
         self.pages, self._nr_pages = pages.reshape(nr_pages, CHUNK), nr_pages
         return at + pages.nbytes
+
+
+def _merge(starts: FrameArray, lengths: FrameArray) -> tuple[FrameArray, FrameArray]:
+    """Touching runs joined."""
+    if starts.size < 2:
+        return starts, lengths
+    ends = starts + lengths
+    new = np.concatenate(([True], starts[1:] != ends[:-1]))
+    first = np.flatnonzero(new)
+    last = np.concatenate((first[1:] - 1, [starts.size - 1]))
+    return starts[first], ends[last] - starts[first]

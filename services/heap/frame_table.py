@@ -1,6 +1,6 @@
 """Owners and M2P of a node, for every 4K frame whatever the size of the mapping.
 
-Pure and synchronous. All calls take extents: an array of base mfns, shape (n,) u64, and one order.
+Pure and synchronous. All calls take extents: distinct base mfns, shape (n,) u64, and one order.
 The owner of a free frame is DOMID_INVALID; the M2P word of a frame without gfn is INVALID_FRAME.
 """
 
@@ -11,7 +11,7 @@ from typing import Final, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, bounds, expand, runs_of
+from protocols.frames import DOMID_INVALID, INVALID_FRAME, FrameArray, bounds, expand
 from services.heap.chunked import CHUNK, CHUNK_SHIFT, FEW, ChunkedWords, ChunkIds
 
 _NO_FRAMES: Final = np.empty(0, dtype=np.uint64)
@@ -145,25 +145,7 @@ class FrameTable:
 
     def owned_runs(self, domid: int) -> tuple[FrameArray, FrameArray]:
         """Maximal runs of frames of an owner, ascending: (starts, lengths)."""
-        words = self._owner
-        uniform = np.flatnonzero((words.base == domid) & (words.page < 0))
-        starts, lengths = runs_of(uniform.astype(np.uint64))
-        first = np.uint64(words.first_chunk)
-        starts = (starts + first) << np.uint64(CHUNK_SHIFT)
-        lengths = lengths << np.uint64(CHUNK_SHIFT)
-        dense = np.flatnonzero(words.page >= 0)
-        if dense.size:
-            row, column = np.nonzero(words.pages[words.page[dense]] == domid)
-            frames = (
-                (dense[row].astype(np.uint64) + first) << np.uint64(CHUNK_SHIFT)
-            ) + column.astype(np.uint64)
-            more_starts, more_lengths = runs_of(frames)
-            starts = np.concatenate((starts, more_starts))
-            lengths = np.concatenate((lengths, more_lengths))
-            where = np.argsort(starts)
-            starts, lengths = starts[where], lengths[where]
-        starts, lengths = self._clip(starts, lengths)
-        return _merge(starts, lengths)
+        return self._clip(*self._owner.runs(domid))
 
     def count_owned(self, domid: int) -> int:
         """Frames of an owner."""
@@ -171,19 +153,9 @@ class FrameTable:
 
     def orphans(self, domid: int) -> tuple[FrameArray, FrameArray]:
         """Runs of owned frames whose M2P word is invalid: (starts, lengths)."""
-        found: list[FrameArray] = []
-        for start, length in zip(*(a.tolist() for a in self.owned_runs(domid)), strict=True):
-            first, last = start >> CHUNK_SHIFT, (start + length - 1) >> CHUNK_SHIFT
-            chunks: ChunkIds = np.arange(first, last + 1, dtype=np.intp) - self._m2p.first_chunk
-            invalid = (self._m2p.base[chunks] == INVALID_FRAME) & (self._m2p.slope[chunks] == 0)
-            suspect = (self._m2p.page[chunks] >= 0) | invalid
-            for chunk in chunks[suspect].tolist():
-                low = (chunk + self._m2p.first_chunk) << CHUNK_SHIFT
-                frames = np.arange(
-                    max(low, start), min(low + CHUNK, start + length), dtype=np.uint64
-                )
-                found.append(frames[self.m2p(frames) == INVALID_FRAME])
-        return runs_of(np.concatenate(found)) if found else runs_of(np.empty(0, dtype=np.uint64))
+        owned = self.owned_runs(domid)
+        among = self._owner.touched(*owned)
+        return _common(owned, self._m2p.runs(INVALID_FRAME, among))
 
     # -- copies ------------------------------------------------------------------------------
 
@@ -263,12 +235,17 @@ def _chunks(first: npt.NDArray[np.intp], order: int) -> npt.NDArray[np.intp]:
     return (first[:, None] + np.arange(1 << (order - CHUNK_SHIFT), dtype=np.intp)).reshape(-1)
 
 
-def _merge(starts: FrameArray, lengths: FrameArray) -> tuple[FrameArray, FrameArray]:
-    """Touching runs joined."""
-    if starts.size < 2:
-        return starts, lengths
-    ends = starts + lengths
-    new = np.concatenate(([True], starts[1:] != ends[:-1]))
-    first = np.flatnonzero(new)
-    last = np.concatenate((first[1:] - 1, [starts.size - 1]))
-    return starts[first], ends[last] - starts[first]
+def _common(
+    some: tuple[FrameArray, FrameArray], others: tuple[FrameArray, FrameArray]
+) -> tuple[FrameArray, FrameArray]:
+    """Frames that are in both of two lists of ascending disjoint runs, as such a list."""
+    starts, other_starts = some[0], others[0]
+    ends, other_ends = starts + some[1], other_starts + others[1]
+    # Each run meets a range of the other list's runs, often an empty one.
+    low = np.searchsorted(other_ends, starts, side="right")
+    nr_met = np.searchsorted(other_starts, ends, side="left") - low
+    mine = np.repeat(np.arange(starts.size), nr_met)
+    nth = np.arange(mine.size) - np.repeat(nr_met.cumsum() - nr_met, nr_met)
+    other = low[mine] + nth
+    first = np.maximum(starts[mine], other_starts[other])
+    return first, np.minimum(ends[mine], other_ends[other]) - first

@@ -295,6 +295,32 @@ class TestCompactness:
         table.set_m2p(frames(0x12345), frames(1), 0)
         assert table.nbytes == empty + 512 * 8
 
+    def test_a_domain_of_1_tib_that_nothing_maps_is_one_run(self):
+        """A cache of populate on demand: every frame owned, none in the M2P but two."""
+        nr_frames = 1 << 28
+        table = FrameTable(0, nr_frames)
+        mfns = np.arange(0, nr_frames, 512, dtype=np.uint64)
+        table.set_owner(mfns, 9, 1, expected=DOMID_INVALID)
+        assert table.nbytes < 16 * MIB
+        assert runs(table.orphans(1)) == [[0], [nr_frames]]
+        table.set_m2p(frames(0x12345), frames(1), 0)
+        table.set_m2p(frames(0x20000), frames(0), 9)
+        assert runs(table.orphans(1)) == [
+            [0, 0x12346, 0x20200],
+            [0x12345, 0x20000 - 0x12346, nr_frames - 0x20200],
+        ]
+
+    def test_orphans_of_a_fragmented_node(self):
+        """Every other frame owned, in 2^13 chunks with a page each; one in four is mapped."""
+        nr_frames = 1 << 22
+        table = FrameTable(0, nr_frames)
+        mine = np.arange(0, nr_frames, 2, dtype=np.uint64)
+        table.set_owner(mine, 0, 1, expected=DOMID_INVALID)
+        table.set_m2p(mine[::4], mine[::4], 0)
+        starts, lengths = table.orphans(1)
+        assert np.array_equal(starts, mine[np.arange(mine.size) % 4 != 0])
+        assert (lengths == 1).all()
+
     def test_a_4k_domain_from_descending_frames_needs_pages_at_its_ends_alone(self):
         """superpages = off: frames come off the heap downwards while gfns go up."""
         start, nr_frames = 0x100000, 1 << 18
