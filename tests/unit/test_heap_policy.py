@@ -19,7 +19,7 @@ from protocols.frames import (
 from services.component.locks import Lock
 from services.heap.accounts import Claims, DomainBook
 from services.heap.node_memory import NodeMemory
-from services.heap.policy import max_order, opportunistic_extents, slice_extents
+from services.heap.policy import SLICE_EXTENTS, max_order, opportunistic_extents, slice_extents
 
 LADDERS = [(18, 9, 0), (9, 0), (10, 0), (0,), (4, 2, 0)]
 
@@ -44,11 +44,11 @@ class TestLimits:
     @pytest.mark.parametrize("order", range(MAX_ORDER + 3))
     def test_a_slice_makes_progress_and_is_bounded(self, order):
         nr = slice_extents(order)
-        assert 1 <= nr <= 1 << 14
+        assert 1 <= nr <= SLICE_EXTENTS
         assert nr << order <= 1 << max(order, MAX_ORDER)
 
     def test_slices(self):
-        assert [slice_extents(order) for order in (0, 4, 9, 18)] == [1 << 14, 1 << 14, 512, 1]
+        assert [slice_extents(order) for order in (0, 4, 9, 18)] == [1 << 16, 1 << 14, 512, 1]
 
 
 runs = st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 1200)), min_size=1, max_size=4)
