@@ -2,8 +2,8 @@
 
 While WINDOW batches are on the way to a peer, further envelopes wait and go together, at most
 BATCH_MAX in one; a link with room sends at once. Batches are acknowledged by credits that ride on
-traffic the other way; a batch of credits alone is sent only when the peer may be waiting for it.
-There are no timers.
+traffic the other way. Who has envelopes waiting and no answers to come, so that nothing would
+bring the credits, asks for them with an empty batch. There are no timers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,34 @@ INLINE_BYTES: Final = 96_000
 
 
 class Link:
-    """One direction to one peer."""
+    """One direction to one peer.
 
-    __slots__ = ("_me", "in_flight", "owed", "pending")
+    ``answers_due`` counts our requests that the peer has not answered: each answer will bring the
+    credits that the peer owes us by then.
+    """
+
+    __slots__ = ("_asked", "_asking", "_me", "answers_due", "in_flight", "owed", "pending")
 
     def __init__(self, me: int) -> None:
         self._me = me
         self.pending: list[Envelope] = []
         self.in_flight = 0
         self.owed = 0
+        self.answers_due = 0
+        self._asking = False
+        self._asked = False
 
-    def received(self, credits: int, *, carries_envelopes: bool) -> None:  # noqa: A002
-        """A batch came from the peer: it returned credits, and is owed one if it had content."""
+    def received(self, credits: int, envelopes: list[Envelope]) -> None:  # noqa: A002
+        """A batch came: it returned credits, has content, or (neither) asks for credits."""
         self.in_flight -= credits
         assert self.in_flight >= 0, f"{credits} credits for batches never sent"
-        if carries_envelopes:
+        if credits:
+            self._asking = False
+        if envelopes:
             self.owed += 1
+            self.answers_due -= _nr_answers(envelopes)
+        elif not credits:
+            self._asked = True
 
     def batches(self) -> list[bytes]:
         """What to send now, in order; may be nothing."""
@@ -48,12 +60,28 @@ class Link:
             chosen, self.pending = self.pending[:BATCH_MAX], self.pending[BATCH_MAX:]
             some = split(chosen, self._me, self.owed)
             self.in_flight += len(some)
+            self.answers_due += len(chosen) - _nr_answers(chosen)
             self.owed = 0
             parts += some
-        if self.owed >= WINDOW:
-            owed, self.owed = self.owed, 0
-            parts.append(encode_batch([], self._me, owed))
+        if self._asked:
+            self._asked = False
+            if self.owed:
+                owed, self.owed = self.owed, 0
+                parts.append(encode_batch([], self._me, owed))
+        if self.pending and not self.answers_due:
+            parts += self.ask()
         return parts
+
+    def ask(self) -> list[bytes]:
+        """An empty batch, if envelopes wait for credits that we have not asked for yet."""
+        if not self.pending or self._asking:
+            return []
+        self._asking = True
+        return [encode_batch([], self._me)]
+
+
+def _nr_answers(envelopes: list[Envelope]) -> int:
+    return sum(envelope.in_reply_to != 0 for envelope in envelopes)
 
 
 def split(envelopes: list[Envelope], sender: int, credits: int = 0) -> list[bytes]:  # noqa: A002

@@ -81,7 +81,8 @@ class Shard:
             batch = decode_batch(data)
             if batch.sender != CLIENT_SHARD:
                 link = self._links[batch.sender]
-                link.received(batch.credits, carries_envelopes=bool(batch.envelopes))
+                link.received(batch.credits, batch.envelopes)
+            self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
             self._pump(deque(batch.envelopes))
             self._flush()
         except (ComponentFailureError, ProtocolError) as error:
@@ -91,10 +92,9 @@ class Shard:
 
     def _pump(self, queue: deque[Envelope]) -> None:
         me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
-        kinds, journal = self._kinds, self._journal if self._config.record else None
+        journal = self._journal if self._config.record else None
         while queue:
             envelope = queue.popleft()
-            kinds[type(envelope.body)] += 1
             if journal is not None:
                 journal.append((time.time_ns(), encode_envelope(envelope)))
             host = hosts.get(envelope.dst) or self._host(envelope.dst)
@@ -103,6 +103,7 @@ class Shard:
                 if peer is None:
                     peer = self._locate(out.dst)
                 if peer == me:
+                    self._kinds[type(out.body)] += 1
                     queue.append(out)
                 elif peer == CLIENT_SHARD:
                     self._replies.append(out)
@@ -136,6 +137,10 @@ class Shard:
     def report(self) -> ShardReport:
         """Replies since the last report, and how things stand."""
         replies, self._replies = self._replies, []
+        # Answers that wait for what is pending here bring no credits: whoever polls unties that.
+        for peer, link in self._links.items():
+            for data in link.ask():
+                self._send(peer, data)
         # A batch in flight says nothing: its credit may wait for traffic that never comes.
         busy = any(link.pending for link in self._links.values())
         return ShardReport(encode_batch(replies), self._kinds.total(), self._failure, busy)

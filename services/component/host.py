@@ -77,11 +77,25 @@ class Host:
         """
         self._story.append(envelope)
         out: list[Envelope] = []
+        body = envelope.body
         try:
             if envelope.in_reply_to:
-                self._resume(envelope, out)
+                activity = self._parked.pop(envelope.in_reply_to, None)
+                assert activity is not None, (
+                    f"{TAGS[type(body)]} from {envelope.src} answers {envelope.in_reply_to}, "
+                    "which nobody waits for"
+                )
+                if activity.missing:
+                    self._gather(activity, envelope, out)
+                else:
+                    self._advance(activity, body, out)
             else:
-                self._start(envelope, out)
+                handler = self._handlers.get(type(body))
+                if handler is None:
+                    activity = self._continued(envelope)
+                else:
+                    activity = Activity(handler(body), envelope)
+                self._advance(activity, None, out)
             ready = self._ready
             while ready:
                 self._advance(ready.popleft(), None, out)
@@ -92,29 +106,16 @@ class Host:
             raise ComponentFailureError(self.name, reason, self.story()) from error
         return out
 
-    def _start(self, envelope: Envelope, out: list[Envelope]) -> None:
-        """A request begins an activity; a continuation goes on with one."""
+    def _continued(self, envelope: Envelope) -> Activity:
+        """The activity that its own continuation sets going again."""
         body = envelope.body
-        handler = self._handlers.get(type(body))
-        if handler is not None:
-            self._advance(Activity(handler(body), envelope), None, out)
-            return
         assert type(body) is Continuation, f"no handler for {TAGS[type(body)]}"
         assert envelope.src == self.name, f"a continuation from {envelope.src}"
-        self._advance(self._parked.pop(envelope.msg_id), None, out)
+        return self._parked.pop(envelope.msg_id)
 
-    def _resume(self, envelope: Envelope, out: list[Envelope]) -> None:
-        """A reply goes to whoever asked; the last of several sets the activity going."""
-        body = envelope.body
-        activity = self._parked.pop(envelope.in_reply_to, None)
-        assert activity is not None, (
-            f"{TAGS[type(body)]} from {envelope.src} answers {envelope.in_reply_to}, "
-            "which nobody waits for"
-        )
-        if not activity.missing:
-            self._advance(activity, body, out)
-            return
-        activity.replies[activity.slots.pop(envelope.in_reply_to)] = body
+    def _gather(self, activity: Activity, envelope: Envelope, out: list[Envelope]) -> None:
+        """One of several replies; the last sets the activity going."""
+        activity.replies[activity.slots.pop(envelope.in_reply_to)] = envelope.body
         activity.missing -= 1
         if not activity.missing:
             replies, activity.replies = activity.replies, []

@@ -32,6 +32,11 @@ def note(number, size=0):
     return Envelope("p2m/1", "walker/1.0", number, 0, P2mGetEntry(1, bytes(8 * size)))
 
 
+def answer(number):
+    """The reply to an envelope of the peer."""
+    return Envelope("p2m/1", "walker/1.0", number, 1, P2mUpdated(0, 0))
+
+
 def numbers(batches):
     return [envelope.msg_id for data in batches for envelope in decode_batch(data).envelopes]
 
@@ -48,7 +53,7 @@ def test_an_idle_link_sends_at_once_and_a_busy_one_waits():
     link.pending += [note(10), note(11)]
     assert link.batches() == []
     link.pending.append(note(12))
-    link.received(1, carries_envelopes=False)
+    link.received(1, [])
     assert numbers(link.batches()) == [10, 11, 12]
     assert link.batches() == []
     assert (link.in_flight, link.pending) == (WINDOW, [])
@@ -59,31 +64,54 @@ def test_a_batch_is_bounded_and_order_kept():
     link.pending = [note(number) for number in range((WINDOW + 1) * BATCH_MAX)]
     sent = link.batches()
     assert [len(decode_batch(data).envelopes) for data in sent] == [BATCH_MAX] * WINDOW
-    link.received(WINDOW, carries_envelopes=False)
+    link.received(WINDOW, [])
     assert numbers(sent + link.batches()) == list(range((WINDOW + 1) * BATCH_MAX))
 
 
-def test_credits_ride_on_traffic_and_go_alone_only_when_the_window_is_used_up():
+def test_credits_ride_on_traffic_and_go_alone_only_when_asked_for():
     link = Link(1)
-    link.received(0, carries_envelopes=True)
+    link.received(0, [note(1)])
     assert (link.batches(), link.owed) == ([], 1)
     link.pending.append(note(1))
     (data,) = link.batches()
     assert (decode_batch(data).credits, link.owed) == (1, 0)
-    for _ in range(WINDOW - 1):
-        link.received(0, carries_envelopes=True)
+    link.received(0, [])
+    assert link.batches() == [], "asked for credits that are under way already"
+    for _ in range(WINDOW):
+        link.received(0, [note(2)])
         assert link.batches() == []
-    link.received(0, carries_envelopes=True)
+    link.received(0, [])
     (data,) = link.batches()
     batch = decode_batch(data)
     assert (batch.credits, batch.envelopes, link.owed) == (WINDOW, [], 0)
     assert link.in_flight == 1, "credits alone cost no credit"
 
 
+def test_who_waits_asks_once_and_only_when_no_answer_is_due():
+    link = Link(1)
+    for number in range(WINDOW):
+        link.pending.append(answer(number))
+        link.batches()
+    link.pending.append(answer(9))
+    (data,) = link.batches()
+    batch = decode_batch(data)
+    assert (batch.credits, batch.envelopes) == (0, [])
+    assert (link.batches(), link.ask()) == ([], []), "asked twice"
+    link.received(WINDOW, [])
+    assert numbers(link.batches()) == [9]
+
+    link = Link(1)
+    for number in range(WINDOW + 1):
+        link.pending.append(note(number))
+        sent = link.batches()
+    assert (sent, link.answers_due) == ([], WINDOW), "answers will bring the credits"
+    assert len(link.ask()) == 1, "unless they do not come: whoever polls asks"
+
+
 def test_credits_for_nothing_are_an_error():
     link = Link(1)
     with pytest.raises(AssertionError, match="2 credits for batches never sent"):
-        link.received(2, carries_envelopes=False)
+        link.received(2, [])
 
 
 def test_a_batch_above_the_inline_size_is_cut_where_envelopes_allow():
@@ -109,32 +137,39 @@ def test_split_loses_nothing(sizes, owed):
         assert len(data) <= INLINE_BYTES or len(batch.envelopes) == 1
 
 
-@given(st.lists(st.sampled_from("abAB"), max_size=60), st.integers(1, 40))
-def test_two_links_never_deadlock(steps, size):
+@given(st.lists(st.sampled_from("abAB"), max_size=60), st.integers(1, 40), st.booleans())
+def test_two_links_never_deadlock(steps, size, answering):
     """Whatever the order of sending and delivering, all that was sent arrives, in order."""
     ends, wires, got, sent = {}, {"a": deque(), "b": deque()}, {"a": [], "b": []}, {"a": 0, "b": 0}
     ends["a"], ends["b"] = Link(0), Link(1)
     other = {"a": "b", "b": "a"}
+    make = answer if answering else note
 
     def flush(end):
         wires[other[end]].extend(ends[end].batches())
 
     def deliver(end):
         batch = decode_batch(wires[end].popleft())
-        ends[end].received(batch.credits, carries_envelopes=bool(batch.envelopes))
+        ends[end].received(batch.credits, batch.envelopes)
         got[end] += [envelope.msg_id for envelope in batch.envelopes]
         flush(end)
+
+    def poll():
+        for end in "ab":
+            wires[other[end]].extend(ends[end].ask())
 
     for step in steps:
         end = step.lower()
         if step.islower():
-            ends[end].pending += [note(sent[end] + number) for number in range(size)]
+            ends[end].pending += [make(sent[end] + number) for number in range(size)]
             sent[end] += size
             flush(end)
         elif wires[end]:
             deliver(end)
     while wires["a"] or wires["b"]:
         deliver("a" if wires["a"] else "b")
+        if not (answering or wires["a"] or wires["b"]):
+            poll()
     assert got == {"a": list(range(sent["b"])), "b": list(range(sent["a"]))}
     assert not ends["a"].pending
     assert not ends["b"].pending
