@@ -68,6 +68,7 @@ from protocols.p2m import (
     PageTableFrames,
     ReadPageTableFrames,
 )
+from protocols.script import RunScript, ScriptDone
 from protocols.toolstack import (
     BalloonDomain,
     BuildDomain,
@@ -143,6 +144,8 @@ AnyMessage: TypeAlias = (
     | PunchDomain
     | TouchDomain
     | DomainResult
+    | RunScript
+    | ScriptDone
     | Continuation
     | LeafTable
     | SnapshotP2m

@@ -26,6 +26,8 @@ def handles(request: type[Request[Any]]) -> Callable[[_F], _F]:
 class Component:
     """Base of every component; subclasses mark handlers with ``@handles``."""
 
+    recognises_repeats = True
+    """Whether the host may drop an envelope that a link delivers again."""
     _handler_names: dict[type[Message], str] = {}  # noqa: RUF012
 
     def __init_subclass__(cls) -> None:

@@ -22,13 +22,17 @@ class P2mUpdateHook(Protocol):
 class Context:
     """Handed to a component when it is made; the runtime owns what is behind the hook."""
 
-    __slots__ = ("name", "on_p2m_update", "ready")
+    __slots__ = ("name", "on_p2m_update", "ready", "running")
 
     def __init__(self, name: str, on_p2m_update: P2mUpdateHook | None = None) -> None:
         self.name = name
         self.on_p2m_update = on_p2m_update
         self.ready: deque[Any] = deque()
+        self.running: list[Any] = [None]
 
-    def lock(self, name: str) -> Lock:
-        """A new lock whose waiters this component's host will resume."""
-        return Lock(f"{self.name}:{name}", self.ready)
+    def lock(self, name: str, level: int, index: int = 0) -> Lock:
+        """A new lock whose waiters this component's host will resume.
+
+        Of two locks that one activity holds, the second must have the higher (level, index).
+        """
+        return Lock(f"{self.name}:{name}", (level, index), self.ready, self.running)

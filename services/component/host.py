@@ -17,6 +17,7 @@ from protocols.errno import ComponentFailureError
 from protocols.message import Message
 from protocols.registry import TAGS
 from services.component.component import Component
+from services.component.locks import Lock
 from services.component.traps import Acquire, Call, CallAll, Preempt
 
 STORY_LENGTH = 24
@@ -26,10 +27,10 @@ class Activity:
     """One running handler: its coroutine and the envelope that it must answer.
 
     ``replies`` and ``slots`` exist while it waits for several: the replies so far, and where the
-    reply to each message goes.
+    reply to each message goes. ``held`` are the locks it holds, in order of rank.
     """
 
-    __slots__ = ("cause", "coroutine", "missing", "replies", "slots")
+    __slots__ = ("cause", "coroutine", "held", "missing", "replies", "slots")
 
     replies: list[Any]
     slots: dict[int, int]
@@ -38,6 +39,7 @@ class Activity:
         self.coroutine = coroutine
         self.cause = cause
         self.missing = 0
+        self.held: list[Any] = []
 
     def where(self) -> str:
         """Handler, line and what started it, for the report of who is stuck."""
@@ -51,17 +53,36 @@ class Activity:
 
 
 class Host:
-    """Drives one component."""
+    """Drives one component.
 
-    __slots__ = ("_component", "_handlers", "_next_id", "_parked", "_ready", "_story", "name")
+    ``retried``: links may deliver an envelope again, after a crash or by a fault. Ids of one source
+    only rise and links keep order, so whatever is not above the last id was here before and is
+    dropped.
+    """
 
-    def __init__(self, component: Component) -> None:
+    __slots__ = (
+        "_blocked",
+        "_component",
+        "_handlers",
+        "_next_id",
+        "_parked",
+        "_ready",
+        "_running",
+        "_seen",
+        "_story",
+        "name",
+    )
+
+    def __init__(self, component: Component, *, retried: bool = False) -> None:
         self.name = component.context.name
         self._component = component
         self._handlers = component.handlers()
         self._ready = component.context.ready
+        self._running = component.context.running
         self._next_id = 0
+        self._seen: dict[str, int] | None = {} if retried and component.recognises_repeats else None
         self._parked: dict[int, Activity] = {}
+        self._blocked: dict[Activity, Lock] = {}
         self._story: deque[Envelope] = deque(maxlen=STORY_LENGTH)
 
     @property
@@ -69,12 +90,19 @@ class Host:
         """The component behind the messages; for its runtime's own reports, never for peers."""
         return self._component
 
-    def deliver(self, envelope: Envelope) -> list[Envelope]:
+    def deliver(self, envelope: Envelope, *, drain: bool = True) -> list[Envelope]:
         """Handle one envelope; the envelopes that it causes, in order.
+
+        Whoever got a lock that was released goes on at once; without ``drain``, when the runtime
+        says so (``resume``).
 
         Raises:
             ComponentFailureError: an assertion or any other exception of a handler, with the story.
         """
+        if self._seen is not None:
+            if envelope.msg_id <= self._seen.get(envelope.src, 0):
+                return []
+            self._seen[envelope.src] = envelope.msg_id
         self._story.append(envelope)
         out: list[Envelope] = []
         body = envelope.body
@@ -97,14 +125,38 @@ class Host:
                     activity = Activity(handler(body), envelope)
                 self._advance(activity, None, out)
             ready = self._ready
-            while ready:
-                self._advance(ready.popleft(), None, out)
+            while ready and drain:
+                self._resume(out)
         except ComponentFailureError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ComponentFailureError(self.name, reason, self.story()) from error
         return out
+
+    @property
+    def nr_ready(self) -> int:
+        """Activities that got a lock and wait for ``resume``."""
+        return len(self._ready)
+
+    def resume(self) -> list[Envelope]:
+        """The oldest activity that got a lock goes on; the envelopes that it causes.
+
+        Raises:
+            ComponentFailureError: as ``deliver``.
+        """
+        out: list[Envelope] = []
+        try:
+            self._resume(out)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ComponentFailureError(self.name, reason, self.story()) from error
+        return out
+
+    def _resume(self, out: list[Envelope]) -> None:
+        activity = self._ready.popleft()
+        del self._blocked[activity]
+        self._advance(activity, None, out)
 
     def _continued(self, envelope: Envelope) -> Activity:
         """The activity that its own continuation sets going again."""
@@ -124,10 +176,12 @@ class Host:
     def _advance(self, activity: Activity, value: Any, out: list[Envelope]) -> None:
         """Run an activity to its next trap or its end."""
         self._next_id = number = self._next_id + 1
+        self._running[0] = activity
         try:
             trap: Any = activity.coroutine.send(value)
         except StopIteration as done:
             cause = activity.cause
+            assert not activity.held, f"{activity.held[0].name} still held after the reply"
             out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
             return
         kind = cast("object", type(trap))
@@ -144,6 +198,7 @@ class Host:
                 out.append(Envelope(self.name, dst, number + slot, 0, request))
             self._next_id = number + activity.missing - 1
         elif kind is Acquire:
+            self._blocked[activity] = trap.lock
             trap.lock.park(activity, exclusive=trap.exclusive)
         else:
             assert kind is Preempt, f"a handler may await only the traps, not {trap!r}"
@@ -151,15 +206,27 @@ class Host:
             note = Continuation(trap.progress)
             out.append(Envelope(self.name, self.name, number, 0, note))
 
+    def blocked(self) -> dict[Activity, Lock]:
+        """Who waits for which lock (or has just got it)."""
+        return self._blocked
+
+    def waiting(self) -> dict[int, Activity]:
+        """Who waits for an answer, by the id of the message sent."""
+        return self._parked
+
     @property
     def nr_parked(self) -> int:
-        """Activities waiting for a message; 0 when the component is at rest."""
-        return len(self._parked)
+        """Activities waiting for a message or a lock; 0 when the component is at rest."""
+        return len(self._parked) + len(self._blocked)
 
     def parked(self) -> list[str]:
         """Where each parked activity stands: the report of a run that stopped."""
-        activities = {id(activity): activity for activity in self._parked.values()}
-        return [f"{self.name}: {activity.where()}" for activity in activities.values()]
+        lines = [
+            f"{self.name}: {activity.where()}" for activity in dict.fromkeys(self._parked.values())
+        ]
+        for activity, lock in self._blocked.items():
+            lines.append(f"{self.name}: {activity.where()} waits for lock {lock.name}")
+        return lines
 
     def story(self) -> list[str]:
         """The last messages received, oldest first, a line each."""

@@ -161,7 +161,7 @@ class Allocator(Component):
         if pool.size < POOL_PAGES_MIN:
             self.memory.free(pool, 0, DOMID_XEN, dirty=False)
             return failed(Errno.ENOMEM)
-        lock = self.context.lock(f"domain {m.domid}")
+        lock = self.context.lock(f"domain {m.domid}", 1)
         book = DomainBook(m.domid, m.max_pages, m.superpages, lock, self.claims)
         self.books[m.domid] = book
         orders = [0] if m.superpages == "off" else list(self.config.leaf_orders)

@@ -77,7 +77,7 @@ class P2m(Component):
     def __init__(self, context: Context, home: int) -> None:
         super().__init__(context)
         self.home = envelope.allocator(home)
-        self.lock = context.lock("p2m")
+        self.lock = context.lock("p2m", 1)
         self.pod = PodState()
         self._table: P2mTable | None = None
         self._readers: set[str] = set()

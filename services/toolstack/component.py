@@ -30,6 +30,7 @@ from protocols.memory import (
 )
 from protocols.p2m import P2mChangeType, P2mGetEntry
 from protocols.p2m_types import P2mType
+from protocols.script import OperationResult, RunScript, ScriptDone
 from protocols.toolstack import (
     BalloonDomain,
     BuildDomain,
@@ -51,6 +52,7 @@ from services.toolstack.builder import (
     TouchStep,
     plan_build,
 )
+from services.toolstack.script import request_of, result_of
 
 TOUCH_BATCH: Final = 1 << 16
 """Accesses of one vCPU in one message."""
@@ -86,6 +88,15 @@ class Toolstack(Component):
                 await Call(build.home, DomctlDestroyDomain(m.domid))
             return DomainResult(m.domid, str(error), build.calls, dict(build.populated))
         return DomainResult(m.domid, "", build.calls, dict(build.populated))
+
+    @handles(RunScript)
+    async def run_script(self, m: RunScript) -> ScriptDone:
+        """A client of a stress campaign: one hypercall after the other."""
+        results: list[OperationResult] = []
+        for op in m.operations:
+            address, request = request_of(op, self._home(op.domid))
+            results.append(result_of(await Call(address, request)))
+        return ScriptDone(results)
 
     @handles(DestroyDomain)
     async def destroy(self, m: DestroyDomain) -> DomainResult:

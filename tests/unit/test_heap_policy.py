@@ -133,7 +133,9 @@ class TestOpportunisticExtents:
 
 class TestDomainBook:
     def book(self, max_pages=100):
-        return DomainBook(7, max_pages, "explicit", Lock("book/7", deque()), Claims())
+        return DomainBook(
+            7, max_pages, "explicit", Lock("book/7", (1, 0), deque(), [None]), Claims()
+        )
 
     def test_pages_in_and_out(self):
         book = self.book()

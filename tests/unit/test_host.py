@@ -19,7 +19,7 @@ class Sample(Component):
 
     def __init__(self, context):
         super().__init__(context)
-        self.lock = context.lock("sample")
+        self.lock = context.lock("sample", 1)
         self.log = []
 
     @handles(P2mGetRoot)
@@ -145,3 +145,37 @@ def test_awaiting_anything_else_fails():
     host = Host(Wrong(Context("walker/1.0")))
     with pytest.raises(ComponentFailureError, match="may await only the traps"):
         host.deliver(Envelope("client/0", "walker/1.0", 1, 0, FlushTlb(1)))
+
+
+def test_a_repeated_envelope_is_dropped_where_links_may_repeat():
+    host = Host(Sample(Context("allocator/0")), retried=True)
+    first = request(1, ClaimPages(1, 1))
+    (flush,) = host.deliver(first)
+    assert host.deliver(first) == []
+    assert len(host.deliver(answer(flush, Status(0)))) == 1
+    assert host.deliver(answer(flush, Status(0))) == [], "a duplicated reply"
+    assert host.nr_parked == 0
+
+
+def test_who_got_a_lock_can_wait_for_the_runtime(host):
+    (ask,) = host.deliver(request(1, RemoveFromPhysmap(1, 10)))
+    host.deliver(request(2, RemoveFromPhysmap(1, 11)))
+    ((waiter, lock),) = host.blocked().items()
+    assert lock.waiting() == [waiter]
+    assert [holder.cause.msg_id for holder in lock.holders] == [1]
+    (note,) = host.deliver(answer(ask, P2mRoot(7, "npt")), drain=False)
+    host.deliver(note, drain=False)
+    assert host.nr_ready == 1
+    (ask,) = host.resume()
+    assert (host.nr_ready, host.blocked()) == (0, {})
+
+
+def test_locks_are_taken_by_rising_rank_only():
+    class Wrong(Sample):
+        @handles(P2mGetRoot)
+        async def get_root(self, m):
+            await Acquire(self.lock)
+            await Acquire(self.context.lock("lower", 0))
+
+    with pytest.raises(ComponentFailureError, match="lock order: allocator/0:lower"):
+        Host(Wrong(Context("allocator/0"))).deliver(request(1, P2mGetRoot(1, "x")))
