@@ -58,7 +58,7 @@ class Link:
         parts: list[bytes] = []
         while self.pending and self.in_flight < WINDOW:
             chosen, self.pending = self.pending[:BATCH_MAX], self.pending[BATCH_MAX:]
-            some = split(chosen, self._me, self.owed)
+            some = self._parts(chosen)
             self.in_flight += len(some)
             self.answers_due += len(chosen) - _nr_answers(chosen)
             self.owed = 0
@@ -71,6 +71,9 @@ class Link:
         if self.pending and not self.answers_due:
             parts += self.ask()
         return parts
+
+    def _parts(self, chosen: list[Envelope]) -> list[bytes]:
+        return split(chosen, self._me, self.owed)
 
     def ask(self) -> list[bytes]:
         """An empty batch, if envelopes wait for credits that we have not asked for yet."""

@@ -9,7 +9,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -19,9 +20,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import msgspec
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deploy.cluster.actor import ShardActor
+from deploy.cluster.chaos import Chaos, Life, kill_plan
 from deploy.cluster.link import split
-from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport, as_actor_class
+from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport
 from deploy.runtime import Progress, RunStuckError
 from deploy.world import FACTORY, SERVICES, shard_count, shard_of
 from protocols.codec import decode_batch
@@ -39,6 +43,8 @@ POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.1
 STUCK_SECONDS: Final = 20.0
 OBJECT_STORE_BYTES: Final = 256 << 20
+RESTARTS_MAX: Final = 16
+"""Restarts beyond the kills that were planned, before we call it an error."""
 
 
 class ShardFailedError(ShatterproofError):
@@ -108,7 +114,12 @@ def _probe(address: str) -> None:
 
 
 class RayRuntime:
-    """One world on a Ray cluster."""
+    """One world on a Ray cluster.
+
+    With ``chaos``, shards write ahead and die, and are started anew (see ``deploy.cluster.durable``
+    and ``_recover``). ``nr_kills`` counts the lives that ended. All actors are then on the driver's
+    node, where their files are.
+    """
 
     def __init__(
         self,
@@ -118,33 +129,64 @@ class RayRuntime:
         record: bool = False,
         factory: str = FACTORY,
         progress: Progress | None = None,
+        chaos: Chaos | None = None,
     ) -> None:
         self.config = config
         self._shards = shards
         self._progress = progress
         self._next_id = 0
-        self.nr_delivered = 0
         self._layout = tuple(
             (service, shard)
             for service in SERVICES
             for shard in range(shard_count(service, shards, config.nr_nodes))
         )
         self._number = {place: number for number, place in enumerate(self._layout)}
-        actor_class = _ray.remote(as_actor_class()).options(
-            num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False
+        nr = len(self._layout)
+        self._delivered = [0] * nr
+        self._read = [0] * nr
+        self._unanswered: dict[int, Envelope] = {}
+        self._record, self._factory, self._chaos = record, factory, chaos
+        self._incarnations = [0] * nr
+        self.nr_kills = 0
+        options: dict[str, Any] = {}
+        if chaos is not None:
+            self._directory = Path(tempfile.mkdtemp(prefix="shatterproof-chaos-"))
+            self._plan = kill_plan(chaos, nr)
+            here = _ray.get_runtime_context().get_node_id()
+            options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+        self._actor_class = _ray.remote(ShardActor).options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False, **options
         )
-        self._actors: list[Any] = []
-        for me in range(len(self._layout)):
-            shard = ShardConfig(config, shards, self._layout, me, record, factory)
-            self._actors.append(actor_class.remote(msgspec.msgpack.encode(shard)))
+        self._actors: list[Any] = [self._start(me) for me in range(nr)]
         peers = dict(enumerate(self._actors))
-        self._ask([actor.connect.remote(peers) for actor in self._actors])
+        _, dead = self._gather([actor.connect.remote(peers) for actor in self._actors])
+        self._recover(dead)
+
+    def _start(self, me: int) -> Any:
+        """A new actor for a shard; with chaos, its next life."""
+        life = None
+        if self._chaos is not None:
+            lived, ends = self._incarnations[me], self._plan[me]
+            kill_after = ends[lived] if lived < len(ends) else 0
+            path = str(self._directory / str(me))
+            life = Life(self._chaos, path, tuple(self._incarnations), kill_after)
+        config = ShardConfig(
+            self.config, self._shards, self._layout, me, self._record, self._factory, life
+        )
+        return self._actor_class.remote(msgspec.msgpack.encode(config))
+
+    @property
+    def nr_delivered(self) -> int:
+        """Messages delivered so far, as the last poll told."""
+        return sum(self._delivered)
 
     def close(self) -> None:
         """Stop the actors."""
         for actor in self._actors:
             _ray.kill(actor)
         self._actors = []
+        if self._chaos is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def wait(self, seconds: float) -> None:
         """Sleep."""
@@ -153,20 +195,41 @@ class RayRuntime:
     def counts(self) -> Counter[str]:
         """Messages delivered so far, by kind, over all shards."""
         total: Counter[str] = Counter()
-        for counts in self._ask([actor.counts.remote() for actor in self._actors]):
+        for counts in self._ask("counts"):
             total.update(counts)
         return total
 
     def journal(self) -> list[tuple[int, int, bytes]]:
-        """(time ns, shard, record) of everything recorded, in order of time."""
-        journals = self._ask([actor.journal.remote() for actor in self._actors])
-        merged = [
-            (when, number, record)
-            for number, journal in enumerate(journals)
-            for when, record in journal
-        ]
+        """(time ns, shard, record) of what was recorded since the last call, in order of time."""
+        merged: list[tuple[int, int, bytes]] = []
+        # A shard that was restarted has recorded the same again, so numbers hold.
+        for number, new in enumerate(self._ask_each("journal", [(nr,) for nr in self._read])):
+            self._read[number] += len(new)
+            merged += [(when, number, record) for when, record in new]
         merged.sort(key=lambda item: item[:2])
         return merged
+
+    def arrivals(self) -> list[tuple[int, bytes]]:
+        """(shard, envelope) of all that components were given since the start, in order of time.
+
+        Exact within a shard; between shards as good as their clocks. Replies to the client are not
+        among them.
+        """
+        merged = [
+            (when, number, data)
+            for number, recorded in enumerate(self._ask("arrivals"))
+            for when, _, data in recorded
+        ]
+        merged.sort(key=lambda item: item[:2])
+        return [(number, data) for _, number, data in merged]
+
+    def recording(self) -> dict[str, list[bytes]]:
+        """What each component was given, in order: this alone determines its state."""
+        sequences: dict[str, list[bytes]] = {}
+        for recorded in self._ask("arrivals"):
+            for _, address, data in recorded:
+                sequences.setdefault(address, []).append(data)
+        return sequences
 
     def run(self, requests: Sequence[tuple[str, Request[Message]]]) -> list[Message]:
         """Send all requests at once; the replies in order, when all are there.
@@ -176,24 +239,20 @@ class RayRuntime:
             RunStuckError: nothing has moved for STUCK_SECONDS.
         """
         first = self._next_id + 1
-        outgoing: dict[int, list[Envelope]] = {}
         for dst, request in requests:
             self._next_id += 1
-            number = self._number[shard_of(dst, self._shards, self.config.nr_nodes)]
             envelope = Envelope(CLIENT, dst, self._next_id, 0, request)  # type: ignore[arg-type]
-            outgoing.setdefault(number, []).append(envelope)
-        for number, envelopes in outgoing.items():
-            for data in split(envelopes, CLIENT_SHARD):
-                self._actors[number].deliver.remote(data)
+            self._unanswered[self._next_id] = envelope
+        self._send_unanswered(range(len(self._layout)))
         replies: dict[int, Message] = {}
         pause, moved_at = POLL_SECONDS_MIN, time.monotonic()
         while True:
-            before = (self.nr_delivered, len(replies))
+            before = (self.nr_delivered, len(replies), self.nr_kills)
             busy = self._collect(replies)
             if len(replies) == len(requests):
                 break
             now = time.monotonic()
-            if busy or (self.nr_delivered, len(replies)) != before:
+            if busy or (self.nr_delivered, len(replies), self.nr_kills) != before:
                 moved_at = now
             elif now - moved_at > STUCK_SECONDS:
                 raise RunStuckError(self._parked())
@@ -201,37 +260,125 @@ class RayRuntime:
             pause = min(pause * 1.5, POLL_SECONDS_MAX)
         return [replies[number] for number in range(first, first + len(requests))]
 
+    def _send_unanswered(self, numbers: Collection[int]) -> None:
+        """What these shards owe the client a reply for, in the order of the ids."""
+        outgoing: dict[int, list[Envelope]] = {}
+        for envelope in self._unanswered.values():
+            place = shard_of(envelope.dst, self._shards, self.config.nr_nodes)
+            outgoing.setdefault(self._number[place], []).append(envelope)
+        for number in numbers:
+            if number in outgoing:
+                for data in split(outgoing[number], CLIENT_SHARD):
+                    self._actors[number].deliver.remote(data)
+
     def _collect(self, replies: dict[int, Message]) -> bool:
-        reports: list[ShardReport] = self._ask([actor.report.remote() for actor in self._actors])
-        for number, report in enumerate(reports):
-            if report.failure is not None:
-                service, shard = self._layout[number]
-                raise ShardFailedError(f"{service} shard {shard} failed: {report.failure}")
-            for envelope in decode_batch(report.replies).envelopes:
-                replies[envelope.in_reply_to] = envelope.body
-                if self._progress is not None:
-                    self._progress.replied(envelope.body)
-        self.nr_delivered = sum(report.delivered for report in reports)
+        reports, dead = self._gather([actor.report.remote() for actor in self._actors])
+        for number, report in reports.items():
+            self._take_report(number, report, replies)
+        if dead:
+            self._recover(dead)
         if self._progress is not None:
             self._progress.delivered(self.nr_delivered)
-        return any(report.busy for report in reports)
+        return any(report.busy for report in reports.values())
+
+    def _take_report(self, number: int, report: ShardReport, replies: dict[int, Message]) -> None:
+        if report.failure is not None:
+            raise ShardFailedError(f"{self._name(number)} failed: {report.failure}")
+        for envelope in decode_batch(report.replies).envelopes:
+            # A shard that was restarted gives all its replies again.
+            if self._unanswered.pop(envelope.in_reply_to, None) is None:
+                continue
+            replies[envelope.in_reply_to] = envelope.body
+            if self._progress is not None:
+                self._progress.replied(envelope.body)
+        self._delivered[number] = report.delivered
 
     def _parked(self) -> list[str]:
-        lists = self._ask([actor.parked.remote() for actor in self._actors])
-        return [line for lines in lists for line in lines]
+        return [line for lines in self._ask("parked") for line in lines]
 
-    def _ask(self, references: list[Any]) -> list[Any]:
-        """Wait for one answer of each actor.
+    def _name(self, number: int) -> str:
+        service, shard = self._layout[number]
+        return f"{service} shard {shard}"
+
+    def _ask(self, method: str) -> list[Any]:
+        return self._ask_each(method, [()] * len(self._actors))
+
+    def _ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """One answer of each actor.
 
         Raises:
-            ShardFailedError: an actor died.
+            ShardFailedError: an actor died for good.
         """
-        answers: list[Any] = []
+        while True:
+            answers, dead = self._gather(
+                [
+                    getattr(actor, method).remote(*mine)
+                    for actor, mine in zip(self._actors, arguments, strict=True)
+                ]
+            )
+            if not dead:
+                return list(answers.values())
+            self._recover(dead)
+
+    def _gather(self, references: Sequence[Any]) -> tuple[dict[int, Any], dict[int, str]]:
+        """Answers by position, and why the others died."""
+        answers: dict[int, Any] = {}
+        dead: dict[int, str] = {}
         for number, reference in enumerate(references):
             try:
-                answers.append(_ray.get(reference))
+                answers[number] = _ray.get(reference)
             except ray.exceptions.RayActorError as error:
-                service, shard = self._layout[number]
-                reason = " ".join(str(error).split())
-                raise ShardFailedError(f"{service} shard {shard} died: {reason}") from None
-        return answers
+                dead[number] = " ".join(str(error).split())
+        return answers, dead
+
+    def _recover(self, dead: dict[int, str]) -> None:
+        """Start the dead anew from their files, and both ends of all their links with them.
+
+        First every peer learns of the new actor, sends again what it may not have, and says what it
+        has had of the old one. Then the new actor sends the rest. Whoever dies meanwhile sends us
+        back to the start, together with those that were just made: their files have all that they
+        took.
+
+        Raises:
+            ShardFailedError: without chaos, or too often.
+        """
+        again: set[int] = set()
+        while dead:
+            self._count_deaths(dead)
+            again |= dead.keys()
+            for number in again:
+                _ray.kill(self._actors[number])
+                self._incarnations[number] += 1
+            for number in again:
+                self._actors[number] = self._start(number)
+            dead = self._join(again)
+        self._send_unanswered(again)
+
+    def _count_deaths(self, dead: dict[int, str]) -> None:
+        self.nr_kills += len(dead)
+        planned = 0 if self._chaos is None else self._chaos.kills
+        if self._chaos is None or self.nr_kills > planned + RESTARTS_MAX:
+            number, reason = next(iter(dead.items()))
+            raise ShardFailedError(f"{self._name(number)} died: {reason}")
+
+    def _join(self, new: Collection[int]) -> dict[int, str]:
+        """Link these new actors with everybody; who died meanwhile, and why."""
+        lives = {number: (self._incarnations[number], self._actors[number]) for number in new}
+        marks, dead = self._gather(
+            [
+                actor.reconnect.remote({peer: lives[peer] for peer in new if peer != me})
+                for me, actor in enumerate(self._actors)
+            ]
+        )
+        if dead:
+            return dead
+        peers = dict(enumerate(self._actors))
+        numbers = sorted(new)
+        connecting = [
+            self._actors[me].connect.remote(
+                peers, {peer: marks[peer][me] for peer in peers if peer != me}
+            )
+            for me in numbers
+        ]
+        _, dead = self._gather(connecting)
+        return {numbers[position]: reason for position, reason in dead.items()}

@@ -6,15 +6,15 @@ tells whoever polls. Envelopes between components of one shard never leave it.
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import ClassVar, Final, ParamSpec
 
 import msgspec
 
+from deploy.cluster.chaos import Life
 from deploy.cluster.link import Link
 from deploy.world import FACTORY, load_factory, shard_of
 from protocols.codec import decode_batch, encode_batch, encode_envelope
@@ -28,8 +28,8 @@ from services.component.host import Host
 from services.heap.host import HostConfig
 
 CLIENT_SHARD: Final = -1
-GC_THRESHOLD: Final = 50_000
-"""Allocations between collections in an actor: a collection is a pause of every build in it."""
+P = ParamSpec("P")
+_encode_event: Final = msgspec.msgpack.Encoder().encode
 Send = Callable[[int, bytes], None]
 """(peer, batch): hand a batch to a peer's ``deliver``; must not block."""
 
@@ -44,6 +44,8 @@ class ShardConfig(msgspec.Struct, frozen=True):
     me: int
     record: bool
     factory: str = FACTORY
+    life: Life | None = None
+    """With chaos on: which life of this shard it is, and how it goes."""
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -58,6 +60,9 @@ class ShardReport(msgspec.Struct, frozen=True):
 class Shard:
     """Hosts of the components of one shard, and the links to its peers."""
 
+    _retried: ClassVar = False
+    """Whether links may deliver an envelope again."""
+
     def __init__(self, config: ShardConfig, send: Send) -> None:
         self._config = config
         self._send = send
@@ -66,37 +71,49 @@ class Shard:
         self._route: dict[str, int] = {CLIENT: CLIENT_SHARD}
         self._hosts: dict[str, Host] = {}
         self._links = {
-            peer: Link(config.me) for peer in range(len(config.layout)) if peer != config.me
+            peer: self._link(peer) for peer in range(len(config.layout)) if peer != config.me
         }
         self._replies: list[Envelope] = []
         self._kinds: Counter[type[Message]] = Counter()
         self._failure: str | None = None
-        self._journal: list[tuple[int, bytes]] = []
+        self._recorded: list[tuple[int, Envelope | SetP2mEntryEvent]] = []
 
-    def deliver(self, data: bytes) -> None:
-        """Handle a batch and send on what it caused. Never raises: see ``report``."""
+    def _link(self, peer: int) -> Link:  # noqa: ARG002 (for subclasses)
+        return Link(self._config.me)
+
+    def deliver(self, data: bytes, incarnation: int = 0) -> None:
+        """Handle a batch and send on what it caused. Never raises: see ``report``.
+
+        ``incarnation`` counts the lives of the sender, where shards are restarted.
+        """
+        self._or_stop(self._handle, data, incarnation)
+
+    def _or_stop(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Fail-stop: take a step, unless one has failed already."""
         if self._failure is not None:
             return
         try:
-            batch = decode_batch(data)
-            if batch.sender != CLIENT_SHARD:
-                link = self._links[batch.sender]
-                link.received(batch.credits, batch.envelopes)
-            self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
-            self._pump(deque(batch.envelopes))
-            self._flush()
+            step(*args, **kwargs)
         except (ComponentFailureError, ProtocolError) as error:
             self._failure = str(error)
         except Exception:  # noqa: BLE001 (fail-stop: nobody else would ever see it)
             self._failure = traceback.format_exc()
 
+    def _handle(self, data: bytes, incarnation: int) -> None:  # noqa: ARG002 (for subclasses)
+        batch = decode_batch(data)
+        if batch.sender != CLIENT_SHARD:
+            self._links[batch.sender].received(batch.credits, batch.envelopes)
+        self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
+        self._pump(deque(batch.envelopes))
+        self._flush()
+
     def _pump(self, queue: deque[Envelope]) -> None:
         me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
-        journal = self._journal if self._config.record else None
+        recorded = self._recorded if self._config.record else None
         while queue:
             envelope = queue.popleft()
-            if journal is not None:
-                journal.append((time.time_ns(), encode_envelope(envelope)))
+            if recorded is not None:
+                recorded.append((self._now(), envelope))
             host = hosts.get(envelope.dst) or self._host(envelope.dst)
             for out in host.deliver(envelope):
                 peer = route.get(out.dst)
@@ -124,7 +141,7 @@ class Shard:
     def _host(self, address: str) -> Host:
         assert self._locate(address) == self._config.me, f"{address} is not of this shard"
         hook = self._p2m_update if self._config.record else None
-        host = Host(self._make(address, self._config.host, hook))
+        host = Host(self._make(address, self._config.host, hook), retried=self._retried)
         self._hosts[address] = host
         return host
 
@@ -132,7 +149,11 @@ class Shard:
         self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
     ) -> None:
         event = SetP2mEntryEvent(domid, order, p2mt, pack(gfns), pack(mfns))
-        self._journal.append((time.time_ns(), msgspec.msgpack.encode(event)))
+        self._recorded.append((self._now(), event))
+
+    def _now(self) -> int:
+        """Nanoseconds since the epoch, for what is recorded."""
+        return time.time_ns()
 
     def report(self) -> ShardReport:
         """Replies since the last report, and how things stand."""
@@ -153,49 +174,17 @@ class Shard:
         """Where everybody waits."""
         return [line for host in self._hosts.values() for line in host.parked()]
 
-    def journal(self) -> list[tuple[int, bytes]]:
-        """What was recorded so far: (ns since the epoch, record); forgotten once read."""
-        journal, self._journal = self._journal, []
-        return journal
+    def journal(self, since: int = 0) -> list[tuple[int, bytes]]:
+        """What was recorded, from number ``since`` on: (ns since the epoch, record)."""
+        return [
+            (when, encode_envelope(what) if type(what) is Envelope else _encode_event(what))
+            for when, what in self._recorded[since:]
+        ]
 
-
-def as_actor_class() -> Any:
-    """``Shard`` behind a plain class that Ray can turn into an actor; peers come later."""
-
-    class ShardActor:
-        """Synchronous and single-threaded: Ray keeps one caller's order for these alone."""
-
-        def __init__(self, config: bytes) -> None:
-            # What was imported stays; messages and activities are freed by their counts.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(GC_THRESHOLD)
-            self._deliver: dict[int, Any] = {}
-            decoded = msgspec.msgpack.decode(config, type=ShardConfig)
-            self._shard = Shard(decoded, self._send)
-
-        def _send(self, peer: int, data: bytes) -> None:
-            self._deliver[peer].remote(data)
-
-        def connect(self, peers: dict[int, Any]) -> None:
-            # No result is ever looked at, so none is made.
-            self._deliver = {
-                peer: actor.deliver.options(num_returns=0) for peer, actor in peers.items()
-            }
-
-        def deliver(self, data: bytes) -> None:
-            self._shard.deliver(data)
-
-        def report(self) -> ShardReport:
-            return self._shard.report()
-
-        def counts(self) -> dict[str, int]:
-            return self._shard.counts()
-
-        def parked(self) -> list[str]:
-            return self._shard.parked()
-
-        def journal(self) -> list[tuple[int, bytes]]:
-            return self._shard.journal()
-
-    return ShardActor
+    def arrivals(self) -> list[tuple[int, str, bytes]]:
+        """Every envelope that a component here was given: (ns since the epoch, address, bytes)."""
+        return [
+            (when, what.dst, encode_envelope(what))
+            for when, what in self._recorded
+            if isinstance(what, Envelope)
+        ]

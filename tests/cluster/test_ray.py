@@ -24,7 +24,7 @@ from protocols.p2m import P2mCreate, P2mGetEntry, P2mTeardown
 from protocols.toolstack import DestroyDomain
 from services.component.component import handles
 from services.component.context import Context
-from services.component.traps import Acquire
+from services.component.traps import Acquire, Call
 from services.p2m.component import P2m
 from tests.helpers import capture_config, guest, launch, leaf_rows, scenario, shape
 
@@ -95,7 +95,7 @@ class Faulty(P2m):
     @handles(P2mCreate)
     async def create(self, m):
         await Acquire(self.lock)
-        await Acquire(self.lock)
+        await Call(self.context.name, m)
         raise AssertionError("nobody gives the lock up")
 
 
@@ -161,8 +161,11 @@ def test_a_run_that_stands_still_says_who_waits(broken, monkeypatch):
     monkeypatch.setattr(cluster_runtime, "STUCK_SECONDS", 0.3)
     with pytest.raises(RunStuckError, match="the run is stuck") as caught:
         broken.run([("allocator/0", DomctlCreateDomain(2, 5, 1, "off"))])
-    (line,) = caught.value.parked
+    line, *others = caught.value.parked
     assert line.startswith("allocator/0: Allocator.create_domain:")
+    assert [other.partition(" for ")[0].rpartition(":")[0] for other in others] == [
+        "p2m/2: Faulty.create"
+    ] * 2
 
 
 def test_a_component_that_fails_is_heard_of(broken):

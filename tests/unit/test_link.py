@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.cluster.actor import ShardActor
 from deploy.cluster.link import BATCH_MAX, INLINE_BYTES, WINDOW, Link, split
-from deploy.cluster.shard import CLIENT_SHARD, Shard, ShardConfig, as_actor_class
+from deploy.cluster.shard import CLIENT_SHARD, Shard, ShardConfig
 from deploy.driver.launch import Launch
 from deploy.runtime import RunStuckError
 from deploy.scenario.model import Build, Punch, Touch
@@ -273,7 +274,9 @@ def test_what_is_recorded_is_what_was_delivered_once():
     messages = [data for _, data in records if b"set_p2m_entry" not in data[:20]]
     assert len(messages) == delivered
     assert len(records) > len(messages), "p2m updates are recorded, too"
-    assert [shard.journal() for shard in runtime.shards] == [[]] * len(runtime.shards)
+    for shard in runtime.shards:
+        whole = shard.journal()
+        assert [shard.journal(nr) for nr in (1, len(whole))] == [whole[1:], []]
 
 
 def test_nothing_is_recorded_unless_asked():
@@ -384,11 +387,11 @@ def test_the_actor_class_is_the_shard_and_its_peers():
     config = host_config(work().host)
     layout = tuple((service, 0) for service in SERVICES)
     encoded = msgspec.msgpack.encode(ShardConfig(config, 1, layout, 1, record=True))
-    actor = as_actor_class()(encoded)
+    actor = ShardActor(encoded)
     actor.connect(dict.fromkeys((0, 2, 3), Peer))
     create = Envelope(CLIENT, "allocator/0", 1, 0, DomctlCreateDomain(1, 5, 1, "off"))
     actor.deliver(encode_batch([create]))
     (batch,) = sent
     assert [envelope.dst for envelope in decode_batch(batch).envelopes] == ["p2m/1"]
     assert (actor.report().delivered, actor.counts()) == (1, {"domctl_createdomain": 1})
-    assert len(actor.parked()) == len(actor.journal()) == 1
+    assert len(actor.parked()) == len(actor.journal(0)) == len(actor.arrivals()) == 1
