@@ -113,6 +113,24 @@ def _probe(address: str) -> None:
         raise BadInputError(f"--address {address}: no Ray cluster there: {error}") from None
 
 
+def _hush() -> None:
+    """Ray tells of every process that dies on stdout, which is for results: not of ours.
+
+    There is no option for it; where Ray's printer is another, the lines come.
+    """
+    worker: Any = _ray._private.worker
+    printer = getattr(worker, "print_to_stdstream", None)
+    if printer is None or getattr(printer, "hushed", False):
+        return
+
+    def quiet(data: dict[str, Any], *args: Any, **more: Any) -> None:
+        if not str(data.get("lines", "")).startswith("['A worker died or was killed"):
+            printer(data, *args, **more)
+
+    quiet.hushed = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = quiet
+
+
 class RayRuntime:
     """One world on a Ray cluster.
 
@@ -150,6 +168,7 @@ class RayRuntime:
         self.nr_kills = 0
         options: dict[str, Any] = {}
         if chaos is not None:
+            _hush()
             self._directory = Path(tempfile.mkdtemp(prefix="shatterproof-chaos-"))
             self._plan = kill_plan(chaos, nr)
             here = _ray.get_runtime_context().get_node_id()

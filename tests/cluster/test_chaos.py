@@ -79,7 +79,7 @@ def decoded(recording):
     return {address: [*map(decode_envelope, seq)] for address, seq in recording.items()}
 
 
-def test_a_run_with_everything_that_can_go_wrong_is_the_calm_run(chaotic):
+def test_a_run_with_everything_that_can_go_wrong_is_the_calm_run(chaotic, capfd):
     chaos = Chaos(seed=1, kill_every=6, kills=5, duplicate=0.2, delay=0.2)
     runtime = chaotic(chaos, record=True)
     assert drive(runtime) == drive(SimRuntime(CONFIG))
@@ -90,6 +90,7 @@ def test_a_run_with_everything_that_can_go_wrong_is_the_calm_run(chaotic):
     for address, sequence in sequences.items():
         assert [each for each in envelopes if each.dst == address] == sequence
     check_recording(CONFIG, sequences)
+    assert capfd.readouterr().out == "", "Ray tells of those who died"
 
 
 def test_a_shard_killed_from_outside_comes_back_with_all_it_knew(chaotic):

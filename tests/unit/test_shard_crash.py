@@ -2,23 +2,33 @@
 
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deploy.cluster.chaos import Chaos, Life, kill_plan
-from deploy.cluster.durable import DurableShard
+from deploy.cluster.durable import DurableShard, KeptLink
+from deploy.cluster.link import BATCH_MAX, WINDOW
 from deploy.cluster.shard import CLIENT_SHARD, ShardConfig
-from deploy.cluster.write_ahead import HEADER
+from deploy.cluster.write_ahead import HEADER, WriteAhead
 from deploy.driver.audit import take_audit
 from deploy.driver.launch import Launch
 from deploy.scenario.model import Build, Punch, Touch
 from deploy.world import FACTORY, SERVICES, host_config, make_component, shard_count, shard_of
 from protocols.codec import decode_batch, decode_envelope, encode_batch
+from protocols.control import SnapshotNode
 from protocols.envelope import CLIENT, Envelope
+from protocols.frames import pack
+from protocols.p2m import P2mGetEntry
 from protocols.script import Operation, RunScript
 from services.component.host import Host
 from tests.helpers import guest, launch, leaf_rows, scenario, shape
+from tests.unit.test_link import note, numbers
 
 PHASES = (Build(), Touch(nr=600, first_gfn=0x400), Punch(superpages=2, per_superpage=3))
 
@@ -60,7 +70,7 @@ class Network:
         self.plan = kill_plan(chaos, len(self.layout))
         self.crashes, self.nr_kills, self.nr_stale = crashes, 0, 0
         self.lives = [0 for _ in self.everybody]
-        self.wires = {}
+        self.wires, self.late = {}, {}
         self.dead = set()
         self.next_id = 0
         self.sent, self.replies, self.delivered = {}, {}, [0 for _ in self.everybody]
@@ -98,9 +108,10 @@ class Network:
             torn = (HEADER.pack(1, 99) + b"torn")[: self.random.randint(1, HEADER.size + 4)]
             with (self.directory / str(me)).open("ab") as file:
                 file.write(torn)
-        for (sender, life, *_), wire in self.wires.items():
-            if (sender, life) == (me, self.lives[me]):
-                for _ in range(self.random.randint(0, len(wire))):
+        for name, wire in self.wires.items():
+            if name[:2] == (me, self.lives[me]):
+                self.late[name] = self.random.randint(0, 60)
+                for _ in range(self.random.choice((0, self.random.randint(0, len(wire))))):
                     wire.pop()
 
     def call(self, me, method, *args):
@@ -117,7 +128,9 @@ class Network:
 
     def step(self):
         """One delivery, poll or crash; False when nothing is left to deliver."""
-        ready = [wire for wire, batches in self.wires.items() if batches]
+        waiting = [wire for wire, batches in self.wires.items() if batches]
+        ready = [wire for wire in waiting if not self.late.get(wire)]
+        self.late = {wire: steps - 1 for wire, steps in self.late.items() if steps}
         if ready:
             wire = self.random.choice(ready)
             data = self.wires[wire].popleft()
@@ -130,7 +143,7 @@ class Network:
             victim = self.random.choice(self.everybody)
             if victim not in self.dead:
                 self.end(victim)
-        return bool(ready)
+        return bool(waiting)
 
     def some_steps(self):
         for _ in range(self.random.randint(0, 4)):
@@ -234,21 +247,21 @@ def check_recording(config, sequences):
 
     (What the client sent, and the replies that it got.)
     """
-    links, given = {}, {}
+    links, came = {}, {}
     for address, envelopes in sequences.items():
         host = Host(make_component(address, config))
         for envelope in envelopes:
             assert envelope.dst == address
-            given.setdefault((envelope.src, address), []).append(envelope)
+            came.setdefault((envelope.src, address), []).append(envelope)
             for out in host.deliver(envelope):
                 links.setdefault((address, out.dst), []).append(out)
         assert host.nr_parked == 0
     sent, answers = {}, {}
-    for link in [link for link in given if link[0] == CLIENT]:
-        sent |= {envelope.msg_id: (envelope.dst, envelope.body) for envelope in given.pop(link)}
+    for link in [link for link in came if link[0] == CLIENT]:
+        sent |= {envelope.msg_id: (envelope.dst, envelope.body) for envelope in came.pop(link)}
     for link in [link for link in links if link[1] == CLIENT]:
         answers |= {envelope.in_reply_to: envelope for envelope in links.pop(link)}
-    assert given == links
+    assert came == links
     assert sent.keys() == answers.keys()
     return sent, answers
 
@@ -301,7 +314,7 @@ def check_run(network, nodes=1):
     assert check_recording(config, sequences) == (network.sent, network.replies)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     ("every", "crashes", "duplicate", "delay"),
     [(0, 0, 0.3, 0.3), (4, 0, 0, 0), (6, 10, 0.2, 0.2), (0, 20, 0, 0.5)],
@@ -313,3 +326,144 @@ def test_whatever_fails_the_run_is_the_calm_one(tmp_path, seed, every, crashes, 
     check_run(network, nodes)
     assert bool(network.nr_kills) == bool(every or crashes)
     network.close()
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(0, 1 << 32),
+    st.sampled_from((0, 1, 2, 5, 20)),
+    st.integers(0, 12),
+    st.sampled_from((0, 0.1, 0.9)),
+    st.sampled_from((0, 0.1, 0.9)),
+)
+def test_every_component_is_given_everything_once(seed, every, crashes, duplicate, delay):
+    phases = (Build(), Punch(superpages=1, per_superpage=2))
+    small = scenario(guest("a", 8), guest("b", 8), phases=phases, memory_mib=64)
+    with TemporaryDirectory() as directory:
+        chaos = Chaos(seed, every, 8, duplicate, delay)
+        network = Network(host_config(small.host), Path(directory), chaos, crashes=crashes)
+        assert Launch(small, network.config, network).run().violations == []
+        network.settle()
+        sequences = network.recording()
+        assert check_recording(network.config, sequences) == (network.sent, network.replies)
+        network.close()
+
+
+def test_the_schedules_do_reach_the_nasty_places(tmp_path):
+    kills = stale = 0
+    for seed in range(4):
+        chaos = Chaos(seed, 5, 14, 0.2, 0.3)
+        (tmp_path / str(seed)).mkdir()
+        network = Network(host_config(work().host), tmp_path / str(seed), chaos, crashes=10)
+        Launch(work(), network.config, network).run()
+        kills, stale = kills + network.nr_kills, stale + network.nr_stale
+        network.close()
+    assert kills > 40
+    assert stale > 3, "batches of a life that is over"
+
+
+def test_a_replayed_shard_keeps_what_was_recorded_and_when(tmp_path):
+    network = Network(host_config(work().host), tmp_path, Chaos())
+    network.run([("p2m/1", P2mGetEntry(1, pack([number]))) for number in range(3)])
+    me = network.layout.index(("p2m", 1))
+    before = network.shards[me].journal()
+    network.end(me)
+    network.recover()
+    after = network.shards[me].journal()
+    assert [data for _, data in after] == [data for _, data in before]
+    assert all(new <= old for (new, _), (old, _) in zip(after, before, strict=True))
+    network.run([("p2m/1", P2mGetEntry(1, pack([7])))])
+    times = [when for when, _ in network.shards[me].journal()]
+    assert times == sorted(times)
+    assert len(times) == len(before) + 1
+    network.close()
+
+
+def test_a_batch_that_breaks_a_component_breaks_it_in_every_life(tmp_path):
+    network = Network(host_config(work().host), tmp_path, Chaos())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no handler for snapshot_node"):
+            network.run([("p2m/1", SnapshotNode(0, full=False))])
+        network.end(network.layout.index(("p2m", 1)))
+        network.recover()
+    network.close()
+
+
+# the parts
+
+
+def test_a_kept_link_sends_again_what_was_not_acknowledged_in_order():
+    link = KeptLink(0, Random(0), 0)
+    sent = []
+    for number in range(1, WINDOW + 3):
+        link.pending.append(note(number))
+        sent += link.batches()
+    assert len(sent) == WINDOW + 1, "credits are asked for once"
+    assert link.batches() == []
+    link.received(1, [note(9)])
+    assert (numbers(link.batches()), link.owed) == ([WINDOW + 1, WINDOW + 2], 0)
+    link.restart()
+    assert (link.in_flight, link.owed) == (0, 0)
+    assert numbers(link.batches()) == [2, 3, 4]
+    assert link.in_flight == 1
+    link.received(1, [])
+    link.restart()
+    assert link.batches() == []
+
+
+def test_credits_can_be_asked_for_again_after_a_restart():
+    link = KeptLink(0, Random(0), 0)
+    for _ in range(2):
+        link.pending += [note(number) for number in range(1, (WINDOW + 1) * BATCH_MAX)]
+        *batches, asked = link.batches()
+        assert (len(batches), decode_batch(asked).envelopes) == (WINDOW, [])
+        link.received(WINDOW, [])
+        link.batches()
+        link.restart()
+        link.pending.clear()
+
+
+def test_a_repeated_batch_costs_a_credit_and_is_not_kept():
+    link = KeptLink(0, Random(0), 1)
+    link.pending.append(note(1))
+    assert numbers(link.batches()) == [1, 1]
+    assert link.in_flight == 2
+    link.received(2, [])
+    link.pending.append(note(2))
+    assert numbers(link.batches()) == [2, 2]
+    link.restart()
+    assert link.pending == [note(2)]
+
+
+@given(st.lists(st.binary(max_size=30), max_size=5), st.integers(0, 60))
+def test_a_write_ahead_file_gives_back_what_is_whole(batches, cut):
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "0"
+        file = WriteAhead(str(path))
+        assert list(file.records()) == []
+        for when, data in enumerate(batches):
+            file.append(when, data)
+        file.close()
+        size = path.stat().st_size
+        with path.open("r+b") as torn:
+            torn.truncate(max(0, size - cut))
+        file = WriteAhead(str(path))
+        whole = list(file.records())
+        assert whole == list(enumerate(batches))[: len(whole)]
+        lost = sum(HEADER.size + len(data) for data in batches[len(whole) :])
+        assert lost < cut + HEADER.size + 31
+        file.append(99, b"more")
+        file.close()
+        file = WriteAhead(str(path))
+        assert list(file.records()) == [*whole, (99, b"more")]
+        file.close()
+
+
+def test_kills_are_planned_and_bounded():
+    assert kill_plan(Chaos(kills=9), 3) == [[], [], []]
+    plan = kill_plan(Chaos(1, 10, 8), 3)
+    assert sorted(map(len, plan)) == [2, 3, 3]
+    assert all(1 <= nr < 20 for ends in plan for nr in ends)
+    assert plan == kill_plan(Chaos(1, 10, 8), 3) != kill_plan(Chaos(2, 10, 8), 3)
+    with pytest.raises(msgspec.ValidationError, match="duplicate"):
+        msgspec.json.decode(b'{"duplicate": 1.5}', type=Chaos)
