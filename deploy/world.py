@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, cast
 
 from deploy.scenario.model import HostSpec
@@ -49,8 +50,24 @@ def host_config(host: HostSpec) -> HostConfig:
     return HostConfig(start, frames, host.nodes, host.paging, orders)
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The class of each service; a subclass with one step changed takes a component's place."""
+
+    toolstack: type[Toolstack] = Toolstack
+    allocator: type[Allocator] = Allocator
+    p2m: type[P2m] = P2m
+    walker: type[Walker] = Walker
+
+
+KINDS: Final = Kinds()
+
+
 def make_component(
-    address: str, config: HostConfig, on_p2m_update: P2mUpdateHook | None = None
+    address: str,
+    config: HostConfig,
+    on_p2m_update: P2mUpdateHook | None = None,
+    kinds: Kinds = KINDS,
 ) -> Component:
     """The component behind an address; components come into being when first spoken to.
 
@@ -60,15 +77,15 @@ def make_component(
     service, _, instance = address.partition("/")
     context = Context(address, on_p2m_update)
     if service == "p2m" and instance.isdecimal():
-        return P2m(context, config.home(int(instance)))
+        return kinds.p2m(context, config.home(int(instance)))
     if service == "walker":
         domid, _, vcpu = instance.partition(".")
         if domid.isdecimal() and vcpu.isdecimal():
-            return Walker(context, int(domid), int(vcpu))
+            return kinds.walker(context, int(domid), int(vcpu))
     if service == "toolstack" and instance.isdecimal():
-        return Toolstack(context, config.nr_nodes)
+        return kinds.toolstack(context, config.nr_nodes)
     if service == "allocator" and instance.isdecimal() and int(instance) < config.nr_nodes:
-        return Allocator(context, config, int(instance))
+        return kinds.allocator(context, config, int(instance))
     raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
 
 

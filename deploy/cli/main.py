@@ -13,6 +13,7 @@ import click
 from deploy.cli.audit import audit
 from deploy.cli.launch import launch
 from deploy.cli.replay import replay
+from deploy.cli.stress import stress
 from protocols.errno import BadInputError, ShatterproofError
 
 EXIT_FAILED: Final = 1
@@ -28,6 +29,7 @@ def cli() -> None:
 cli.add_command(launch)
 cli.add_command(replay)
 cli.add_command(audit)
+cli.add_command(stress)
 
 
 def _complain(text: str) -> None:

@@ -59,7 +59,19 @@ def take_audit(
     p2ms = [cast("P2mSnapshotReply", reply) for reply in rest[: len(domids)]]
     tlbs = [cast("WalkerSnapshotReply", reply) for reply in rest[len(domids) :]]
     accounts = [account for node in nodes for account in node.accounts]
-    report = audit(
+    report = audit_snapshots(nodes, p2ms, tlbs)
+    total = sum(node.nr_frames for node in nodes)
+    free = sum(node.free_frames for node in nodes)
+    return TakenAudit(report, total, free, p2ms, accounts)
+
+
+def audit_snapshots(
+    nodes: Sequence[NodeSnapshotReply],
+    p2ms: Sequence[P2mSnapshotReply],
+    tlbs: Sequence[WalkerSnapshotReply],
+) -> AuditReport:
+    """Cross-check snapshots that were taken while nothing moved."""
+    return audit(
         [_p2m(snapshot) for snapshot in p2ms],
         [_node(snapshot) for snapshot in nodes],
         [
@@ -69,9 +81,6 @@ def take_audit(
         ],
         [_tlb(snapshot) for snapshot in tlbs],
     )
-    total = sum(node.nr_frames for node in nodes)
-    free = sum(node.free_frames for node in nodes)
-    return TakenAudit(report, total, free, p2ms, accounts)
 
 
 def _request(request: object) -> Request[Message]:

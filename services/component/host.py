@@ -134,10 +134,9 @@ class Host:
             raise ComponentFailureError(self.name, reason, self.story()) from error
         return out
 
-    @property
-    def nr_ready(self) -> int:
-        """Activities that got a lock and wait for ``resume``."""
-        return len(self._ready)
+    def ready(self) -> deque[Activity]:
+        """Activities that got a lock and wait for ``resume``, oldest first."""
+        return self._ready
 
     def resume(self) -> list[Envelope]:
         """The oldest activity that got a lock goes on; the envelopes that it causes.
@@ -205,6 +204,15 @@ class Host:
             self._parked[number] = activity
             note = Continuation(trap.progress)
             out.append(Envelope(self.name, self.name, number, 0, note))
+
+    def abandon(self) -> None:
+        """The component dies here: close what was under way, so that nothing of it runs later."""
+        for activity in [*dict.fromkeys(self._parked.values()), *self._blocked]:
+            self._running[0] = activity
+            activity.coroutine.close()
+        self._parked.clear()
+        self._blocked.clear()
+        self._ready.clear()
 
     def blocked(self) -> dict[Activity, Lock]:
         """Who waits for which lock (or has just got it)."""

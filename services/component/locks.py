@@ -56,7 +56,7 @@ class Lock:
     def release(self) -> None:
         """The running activity gives the lock up; the next waiters that fit get it."""
         who = self._running[0]
-        assert who in self.holders, f"lock {self.name}: released but not held"
+        assert who in self.holders, f"lock {self.name}: released by one who does not hold it"
         self.holders.remove(who)
         who.held.remove(self)
         self._exclusive = False

@@ -91,6 +91,16 @@ class P2m(Component):
         assert self._table is not None, f"{self.context.name}: no page tables"
         return self._table
 
+    @property
+    def table_now(self) -> P2mTable | None:
+        """The tables if the domain has some, for whoever looks on from outside."""
+        return self._table
+
+    @property
+    def outstanding_flushes(self) -> int:
+        """Flushes that some walker has not acknowledged yet."""
+        return self._outstanding_flushes
+
     # -- life cycle --------------------------------------------------------------------------
 
     @handles(P2mCreate)
@@ -98,21 +108,25 @@ class P2m(Component):
         """p2m_init and hap_enable: the root table comes from the pool given."""
         if self._table is not None:
             return Status(-Errno.EEXIST)
+        table = self.new_table(m)
+        table.pool_add(unpack(m.pool))
+        if not table.init_root():
+            return Status(-Errno.ENOMEM)
+        self._table = table
+        # Walkers that asked between two domains of one domid hold a root that is none.
+        await self.flush(m.domid)
+        return Status(0)
+
+    def new_table(self, m: P2mCreate) -> P2mTable:
+        """Empty tables of the domain."""
         pairs = unpack(m.force_4k).reshape(-1, 2).tolist()
-        table = P2mTable(
+        return P2mTable(
             GEOMETRIES[m.paging],
             m.domid,
             allowed_orders=tuple(m.leaf_orders),
             force_4k=[(gfn, nr) for gfn, nr in pairs],
             record=self.context.on_p2m_update is not None,
         )
-        table.pool_add(unpack(m.pool))
-        if not table.init_root():
-            return Status(-Errno.ENOMEM)
-        self._table = table
-        # Walkers that asked between two domains of one domid hold a root that is none.
-        await self._flush(m.domid)
-        return Status(0)
 
     @handles(P2mPoolAdd)
     async def pool_add(self, m: P2mPoolAdd) -> Status:
@@ -137,7 +151,7 @@ class P2m(Component):
         try:
             if self._table is None:
                 return P2mPoolFrames(b"", 0)
-            await self._flush(m.domid)
+            await self.flush(m.domid)
             mfns = self._table.teardown()
             self._table = None
             self.pod = PodState()
@@ -159,6 +173,12 @@ class P2m(Component):
         self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int
     ) -> tuple[SetResult, FrameArray]:
         """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced."""
+        result = self.commit(gfns, mfns, order, p2mt)
+        await self.after_commit(result)
+        return result, displaced_frames(result)
+
+    def commit(self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int) -> SetResult:
+        """The table's change, all at once; what it made stale is still to be flushed."""
         table = self.table
         result = table.set_range(gfns, mfns, order, P2mType(p2mt))
         self._nr_updates += result.nr_updates
@@ -168,13 +188,20 @@ class P2m(Component):
         if hook is not None:
             for some_gfns, some_mfns, some_order, some_type in result.updates:
                 hook(table.domid, some_order, int(some_type), some_gfns, some_mfns)
-        if result.stale:
-            await self._flush(table.domid)
-        if result.retired.size:
-            table.pool_return(result.retired)
-        return result, displaced_frames(result)
+        return result
 
-    async def _flush(self, domid: int) -> None:
+    async def after_commit(self, result: SetResult) -> None:
+        """Flush what the commit made stale; only then may replaced tables be used again."""
+        if result.stale:
+            await self.flush(self.table.domid)
+        if result.retired.size:
+            self.give_back_tables(result.retired)
+
+    def give_back_tables(self, mfns: FrameArray) -> None:
+        """Retired tables return to the pool: no walker follows them any more."""
+        self.table.pool_return(mfns)
+
+    async def flush(self, domid: int) -> None:
         """p2m_tlb_flush_sync: every walker that may have cached something has forgotten it.
 
         The mask is emptied before the orders go out: a walker that reads again meanwhile reads

@@ -78,6 +78,11 @@ class PtpPool:
         """Every frame in use, retired ones included, u64."""
         return np.fromiter(self._slot_of, dtype=np.uint64, count=len(self._slot_of))
 
+    def raw(self) -> bytes:
+        """The tables in use, byte for byte, with the frames that hold them."""
+        slots = list(self._slot_of.values())
+        return self.rows[slots].tobytes() + self.table_frames().tobytes()
+
     def add(self, mfns: FrameArray) -> None:
         """``hap_set_allocation`` upwards: frames join the tail of the list."""
         new: list[int] = mfns.tolist()

@@ -118,6 +118,15 @@ class P2mTable:
         """Retired frames that ``pool_return`` has not seen yet."""
         return len(self._pool.retired)
 
+    def use_pool(self, pool: PtpPool) -> None:
+        """Take tables from another kind of pool; before any frame was added."""
+        assert not self.pool_total, f"d{self.domid}: the paging pool is in use"
+        self._pool = pool
+
+    def raw(self) -> bytes:
+        """All table rows as they lie, to see whether anything changed."""
+        return self._pool.raw()
+
     def pool_add(self, mfns: FrameArray) -> None:
         """Give the pool more frames, shape (n,); they are used in this order."""
         self._pool.add(mfns)

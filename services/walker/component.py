@@ -48,6 +48,7 @@ FAULT_BATCH: Final = 512
 """Faults of one message, which the P2M handles under one lock span."""
 READ_BATCH: Final = 256
 """Table frames (1 MiB) of one read."""
+NO_TABLES: Final = np.empty(0, dtype=np.uint64)
 TURNS_MAX: Final = 1000
 """A walk that was overtaken so often is a livelock: fail loudly."""
 
@@ -72,6 +73,10 @@ class Walker(Component):
         self.tlb = Tlb(TLB_CAPACITIES)
         self.generation = 0
         self._own: _Tables | None = None
+
+    def cached_tables(self) -> FrameArray:
+        """Frames of its own domain's tables that it has read and may follow, ascending."""
+        return NO_TABLES if self._own is None else self._own.cache.mfns()
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -123,7 +128,7 @@ class Walker(Component):
     async def snapshot(self, m: SnapshotWalker) -> WalkerSnapshotReply:
         """What is cached now."""
         gfns, mfns, orders = self.tlb.entries()
-        held = b"" if self._own is None else pack(self._own.cache.mfns())
+        held = pack(self.cached_tables())
         return WalkerSnapshotReply(
             m.domid, self.vcpu, pack(gfns), pack(mfns), orders.tobytes(), held
         )
@@ -164,6 +169,10 @@ class Walker(Component):
         return np.concatenate(holes)
 
     def _fill_tlb(self, gfns: FrameArray, result: WalkResult) -> None:
+        if gfns.size == 1:
+            if result.status.item(0) == WalkStatus.DONE:
+                self.tlb.insert(gfns, result.mfns, result.orders.item(0))
+            return
         done = result.status == WalkStatus.DONE
         for order in np.unique(result.orders[done]).tolist():
             chosen = done & (result.orders == order)

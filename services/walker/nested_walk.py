@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocols.frames import INVALID_FRAME, PAGE_SHIFT, FrameArray
+from services.walker.few import FEW, columns, walk_few
 from services.walker.frame_cache import NO_SLOT, FrameCache, SlotArray
 
 BIT_PSE: Final = 1 << 7
@@ -235,6 +236,8 @@ def walk(fmt: WalkFormat, cache: FrameCache, root_mfn: int, gfns: FrameArray) ->
         root_mfn: The root table's frame.
         gfns: Shape (n,) u64. One that the format cannot map is NOT_PRESENT without a reference.
     """
+    if gfns.size <= FEW:
+        return _few(fmt, cache, root_mfn, gfns, flat=False)
     walks = [
         _walk_block(fmt, cache, root_mfn, gfns[low : low + _BLOCK])
         for low in range(0, gfns.size, _BLOCK)
@@ -273,6 +276,8 @@ def gfn_to_mfn_current(
         root_mfn: As for ``walk``.
         gfns: Shape (n,) u64.
     """
+    if gfns.size <= FEW:
+        return _few(fmt, cache, root_mfn, gfns, flat=True)
     walks: list[_Walks] = []
     for low in range(0, gfns.size, _BLOCK):
         part = gfns[low : low + _BLOCK]
@@ -291,6 +296,14 @@ def gfn_to_mfn_current(
             block.descend(cache, part, at, slots, 2)
         walks.append(block)
     return _join(walks)
+
+
+def _few(
+    fmt: WalkFormat, cache: FrameCache, root_mfn: int, gfns: FrameArray, *, flat: bool
+) -> WalkResult:
+    walked, needed = walk_few(fmt, cache, root_mfn, gfns.tolist(), flat=flat)
+    frames = np.array(needed, dtype=np.uint64) if needed else _NOTHING
+    return WalkResult(*columns(walked), frames)
 
 
 def _walk_block(fmt: WalkFormat, cache: FrameCache, root_mfn: int, gfns: FrameArray) -> _Walks:

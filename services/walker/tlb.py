@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from protocols.frames import INVALID_FRAME, FrameArray
 
+_FEW = 4
+"""Up to so many gfns are looked up one by one."""
+_WORD = (1 << 64) - 1
 _BLOCK = 1 << 15
 """Gfns handled at once: the temporaries of one block stay in the cache."""
 
@@ -97,6 +100,8 @@ class Tlb:
         Returns:
             ``(mfns, hit)``, shapes (n,): u64 with INVALID_FRAME at each miss, and bool.
         """
+        if gfns.size <= _FEW:
+            return self._lookup_few(gfns.tolist())
         mfns = np.full(gfns.shape, INVALID_FRAME, dtype=np.uint64)
         hit = np.zeros(gfns.shape, dtype=np.bool_)
         used = [ways for ways in self._ways if not ways.is_empty]
@@ -108,6 +113,25 @@ class Tlb:
         self.hits += nr_hits
         self.misses += gfns.size - nr_hits
         return mfns, hit
+
+    def _lookup_few(self, gfns: list[int]) -> tuple[FrameArray, npt.NDArray[np.bool_]]:
+        """``lookup`` in ints."""
+        mfns: list[int] = []
+        for gfn in gfns:
+            mfn = INVALID_FRAME
+            for ways in self._ways:
+                if not ways.is_empty:
+                    page = gfn >> ways.order
+                    if ways.tags.item(page & ways.mask) == page:
+                        mfn = (gfn + ways.deltas.item(page & ways.mask)) & _WORD
+                        break
+            mfns.append(mfn)
+        found = np.array(mfns, dtype=np.uint64)
+        hit = found != INVALID_FRAME
+        nr_hits = int(np.count_nonzero(hit))
+        self.hits += nr_hits
+        self.misses += found.size - nr_hits
+        return found, hit
 
     def insert(self, gfns: FrameArray, mfns: FrameArray, order: int) -> None:
         """Cache leaves of one order; an entry in the same slot is replaced.
@@ -156,7 +180,12 @@ class Tlb:
         gfns: list[FrameArray] = []
         mfns: list[FrameArray] = []
         orders: list[npt.NDArray[np.uint8]] = []
+        if all(ways.is_empty for ways in self._ways):
+            nothing = np.empty(0, dtype=np.uint64)
+            return nothing, nothing, np.empty(0, dtype=np.uint8)
         for ways in reversed(self._ways):
+            if ways.is_empty:
+                continue
             valid = ways.valid()
             bases = ways.tags[valid] << np.uint64(ways.order)
             by_gfn = np.argsort(bases)

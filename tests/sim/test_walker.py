@@ -148,7 +148,7 @@ def test_no_translation_is_stale_once_a_change_was_acknowledged(seed):
 class Unflushed(P2m):
     """A P2M that answers before its walkers have forgotten anything."""
 
-    async def _flush(self, domid):
+    async def flush(self, domid):
         self._readers.clear()
 
 

@@ -165,9 +165,9 @@ def test_who_got_a_lock_can_wait_for_the_runtime(host):
     assert [holder.cause.msg_id for holder in lock.holders] == [1]
     (note,) = host.deliver(answer(ask, P2mRoot(7, "npt")), drain=False)
     host.deliver(note, drain=False)
-    assert host.nr_ready == 1
+    assert len(host.ready()) == 1
     (ask,) = host.resume()
-    assert (host.nr_ready, host.blocked()) == (0, {})
+    assert (len(host.ready()), host.blocked()) == (0, {})
 
 
 def test_locks_are_taken_by_rising_rank_only():

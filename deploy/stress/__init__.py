@@ -1,0 +1,1 @@
+"""Runs under a scheduler that owns every choice: cases, engine, oracles, strategies, shrinking."""

@@ -1,0 +1,197 @@
+"""The hosts of a case at the moment when its clients start: built once, copied for every run.
+
+Setting a world up costs many messages; a run begins from a pickled copy of each host instead.
+The copy of one host alone is also the checkpoint from which a crashed component recovers.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import deque
+from typing import Any, Final
+
+import numpy as np
+
+from deploy.scenario.model import HostSpec
+from deploy.stress.case import DomainSetup, Host
+from deploy.stress.watch import (
+    Commit,
+    NewTable,
+    Watch,
+    WatchedMemory,
+    attach,
+    trace_nothing,
+)
+from deploy.world import KINDS, Kinds, host_config, make_component
+from protocols import envelope
+from protocols.domctl import DomctlCreateDomain, DomctlSetPagingMempoolSize
+from protocols.envelope import CLIENT, Envelope
+from protocols.errno import BadInputError
+from protocols.frames import PAGE_SHIFT, pack
+from protocols.memory import PopulatePhysmap, SetPodTarget
+from protocols.message import Message, Request
+from protocols.p2m_types import MemFlag
+from protocols.walk import Touch
+from services.component.component import Component
+from services.component.host import Host as ComponentHost
+from services.heap.component import Allocator
+from services.heap.host import HostConfig, OtherNodes
+from services.p2m.component import P2m
+
+WATCH: Final = "watch"
+
+
+class _Pickler(pickle.Pickler):
+    """The watch is not part of any host: it is named, not copied."""
+
+    def persistent_id(self, obj: Any) -> str | None:  # pyright: ignore[reportImplicitOverride]
+        return WATCH if isinstance(obj, Watch) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, watch: Watch) -> None:
+        super().__init__(io.BytesIO(data))
+        self._watch = watch
+
+    def persistent_load(self, pid: Any) -> Watch:  # pyright: ignore[reportImplicitOverride]
+        assert pid == WATCH, f"{pid!r} is in no world"
+        return self._watch
+
+
+def config_of(host: Host) -> HostConfig:
+    """The host as its components know it.
+
+    Raises:
+        BadInputError: a memory size or a format that does not go together.
+    """
+    spec = HostSpec(memory_mib=host.memory_mib, nodes=host.nodes, paging=host.paging)
+    return host_config(spec)
+
+
+class Template:
+    """A world ready for its clients. ``kinds`` may put broken components in place."""
+
+    def __init__(self, host: Host, domains: tuple[DomainSetup, ...], kinds: Kinds = KINDS) -> None:
+        self.config = config_of(host)
+        self.domains = domains
+        self._kinds = kinds
+        self._saved: dict[str, bytes] = {}
+        world = World(self, Watch())
+        for domain in domains:
+            _build(world, domain, self.config)
+        self._saved = {name: _saved(each) for name, each in world.hosts.items()}
+
+    def load(self) -> World:
+        """A copy of the world, with a new watch."""
+        world = World(self, Watch())
+        for name in self._saved:
+            world.host(name)
+        return world
+
+    def load_host(self, address: str, watch: Watch) -> ComponentHost:
+        """A copy of one host as it was at the start; a new one if it did not exist yet."""
+        data = self._saved.get(address)
+        if data is not None:
+            host: ComponentHost = _Unpickler(data, watch).load()
+        else:
+            host = ComponentHost(self._make(address, watch), retried=True)
+        attach(watch, host)
+        return host
+
+    def _make(self, address: str, watch: Watch) -> Component:
+        component = make_component(address, self.config, trace_nothing, self._kinds)
+        if isinstance(component, Allocator):
+            start, nr = self.config.node_range(component.node)
+            memory = WatchedMemory(watch, component.node, start, nr)
+            component.memory = memory
+            component.others = OtherNodes(self.config, memory)
+        elif isinstance(component, P2m):
+            domid = int(address.partition("/")[2])
+            component.new_table = NewTable(watch, component.new_table)
+            component.commit = Commit(watch, domid, component.commit)
+        return component
+
+
+class World:
+    """Hosts by address; they come into being when first spoken to."""
+
+    def __init__(self, template: Template, watch: Watch) -> None:
+        self.template = template
+        self.config = template.config
+        self.watch = watch
+        self.hosts: dict[str, ComponentHost] = {}
+        self._asked = 0
+
+    def host(self, address: str) -> ComponentHost:
+        """The host of an address."""
+        host = self.hosts.get(address)
+        if host is None:
+            host = self.hosts[address] = self.template.load_host(address, self.watch)
+        return host
+
+    def abandon(self) -> None:
+        """End every activity that is still under way."""
+        for host in self.hosts.values():
+            host.abandon()
+
+    def ask(self, address: str, request: Request[Message]) -> Message:
+        """One request, delivered first come first served until its reply is there."""
+        self._asked += 1
+        queue = deque([Envelope(CLIENT, address, self._asked, 0, request)])  # type: ignore[arg-type]
+        reply: Message | None = None
+        while queue:
+            each = queue.popleft()
+            if each.dst == CLIENT:
+                reply = each.body
+            else:
+                self.watch.begin_step()
+                queue.extend(self.host(each.dst).deliver(each))
+        assert reply is not None, f"{address}: no reply to {request!r:.80}"
+        return reply
+
+
+def _saved(host: ComponentHost) -> bytes:
+    assert not host.nr_parked, f"{host.name} is not at rest: {host.parked()[0]}"
+    host.component.context.running[0] = None
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(host)
+    return buffer.getvalue()
+
+
+def _build(world: World, domain: DomainSetup, config: HostConfig) -> None:
+    """Create and populate a domain.
+
+    Raises:
+        BadInputError: it does not fit the host.
+    """
+    domid = domain.domid
+    home = envelope.allocator(config.home(domid))
+
+    def must(what: str, address: str, request: Any) -> Any:
+        reply: Any = world.ask(address, request)
+        if getattr(reply, "rc", 0) < 0:
+            raise BadInputError(f"domain {domid}: {what} failed with errno {-reply.rc}")
+        return reply
+
+    create = DomctlCreateDomain(domid, domain.max_mib << 8, domain.vcpus, domain.superpages)
+    must("createdomain", home, create)
+    if domain.pool_pages is not None:
+        size = DomctlSetPagingMempoolSize(domid, domain.pool_pages << PAGE_SHIFT)
+        must("set_paging_mempool_size", home, size)
+    for extents in domain.extents:
+        step = 1 << extents.order
+        gfns = pack(np.arange(extents.gfn, extents.gfn + extents.nr * step, step, dtype=np.uint64))
+        flags = MemFlag.POPULATE_ON_DEMAND if extents.pod else 0
+        reply = must("populate", home, PopulatePhysmap(domid, extents.order, flags, gfns))
+        if reply.nr_done < extents.nr:
+            raise BadInputError(
+                f"domain {domid}: {reply.nr_done} of {extents.nr} extents of order "
+                f"{extents.order} at gfn {extents.gfn:#x} populated; expected room for all"
+            )
+    if domain.pod_target_mib is not None:
+        must("set_pod_target", home, SetPodTarget(domid, domain.pod_target_mib << 8))
+    if domain.warm:
+        for vcpu in range(domain.vcpus):
+            touch = Touch(domid, pack(np.array(domain.warm, dtype=np.uint64)), want_mfns=True)
+            world.ask(envelope.walker(domid, vcpu), touch)
