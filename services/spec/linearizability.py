@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Final, NamedTuple, TypeAlias
 
 from protocols.errno import Errno
-from protocols.frames import INVALID_FRAME
+from protocols.frames import INVALID_FRAME, ORDER_2M
 from protocols.p2m_types import RAM_TYPES, SPECIAL_TYPES, P2mType
 from protocols.script import Operation
 from services.spec.findings import DETAILS_MAX, Violation
@@ -51,6 +51,7 @@ _ANYTHING: Final = 17
 _RAM_RW: Final = int(P2mType.RAM_RW)
 _POD_TYPE: Final = int(P2mType.POPULATE_ON_DEMAND)
 _HOLE: Final = (INVALID_FRAME, int(P2mType.MMIO_DM))
+_NOT_MAPPED: Final = (INVALID_FRAME, int(P2mType.INVALID))
 _POD: Final = (INVALID_FRAME, _POD_TYPE)
 """A PoD entry, or what became of it when somebody looked: RAM_RW with an unknown frame."""
 _FRESH: Final = (UNKNOWN, _RAM_RW)
@@ -62,6 +63,7 @@ _SPECIAL: Final = frozenset(int(p2mt) for p2mt in SPECIAL_TYPES)
 _PAGING: Final = frozenset({P2mType.RAM_PAGING_OUT, P2mType.RAM_PAGED, P2mType.RAM_PAGING_IN})
 _PLAIN_RAM: Final = frozenset(int(p2mt) for p2mt in RAM_TYPES - _PAGING)
 """RAM that always has its frame; the paging types are not modelled."""
+_NO_FRAME: Final = frozenset({int(P2mType.INVALID), int(P2mType.MMIO_DM), _POD_TYPE})
 _RAM: Final = _PLAIN_RAM | {_ANY_RAM}
 _REMOVABLE: Final = _RAM | {_POD_TYPE, _ANYTHING}
 _MODELLED: Final = _PLAIN_RAM | _SPECIAL
@@ -70,10 +72,8 @@ _MOVABLE: Final = frozenset({_RAM_RW, int(P2mType.RAM_LOGDIRTY), _ANY_RAM})
 
 def _state(mfn: int, p2mt: int) -> State:
     """An entry as a state; one of a type that is not modelled may be anything."""
-    if p2mt in {P2mType.INVALID, P2mType.MMIO_DM}:
-        return _HOLE
-    if p2mt == _POD_TYPE:
-        return _POD
+    if mfn == INVALID_FRAME and p2mt in _NO_FRAME:
+        return _POD if p2mt == _POD_TYPE else _HOLE
     return (mfn, int(p2mt)) if p2mt in _MODELLED else _WILD
 
 
@@ -95,7 +95,7 @@ def _read(value: State, state: State) -> Outcomes:
         return (state,)
     mfn, kind = state
     if kind == _ANYTHING:
-        return (value,)
+        return (_state(*value),)
     if value[0] == INVALID_FRAME or value[1] not in _RAM:
         return ()
     if kind == _POD_TYPE:
@@ -163,9 +163,7 @@ def _perhaps(rule: Rule) -> Rule:
     return either
 
 
-_PERHAPS: Final = {
-    rule: _perhaps(rule) for rule in (_populate, _remove, _mark_pod, _move_in, _vanish)
-}
+_PERHAPS: Final = {rule: _perhaps(rule) for rule in (_populate, _remove, _mark_pod, _move_in)}
 _LOOKS: Final = frozenset({_read, _not_removable, _not_ram, _move_in_place})
 """Rules that tell about the entry and leave it as it is."""
 _EXTENTS: Final[Mapping[str, Rule]] = {
@@ -287,11 +285,12 @@ def _extents(event: Event, gfns: list[int], lame: bool) -> Told:
     op = event.op
     rule = _EXTENTS[op.kind]
     done = op.nr if event.result is None else event.result.nr_done
-    # Runs of 4K extents may be served by superpages (opportunistic), and again by 4K frames.
-    again = op.kind == "populate" and lame and not op.order
+    # Runs of 4K extents may be served by superpages (opportunistic), and again by 4K frames where
+    # that failed half-way.
+    again = op.kind == "populate" and lame and not op.order and op.nr >= 1 << ORDER_2M
     for gfn in _inside(gfns, op.gfn, op.nr << op.order):
         extent = (gfn - op.gfn) >> op.order
-        if again and op.nr > 1:
+        if again:
             yield gfn, _PERHAPS[rule], _NOTHING
         if extent < done:
             yield gfn, rule, _NOTHING
@@ -309,8 +308,7 @@ def _look_ups(event: Event, gfns: list[int]) -> Told:
         frame = result.mfns[8 * at : 8 * at + 8]
         if len(frame) == 8 and at < len(result.types):
             value = int.from_bytes(frame, "little"), result.types[at]
-            hole = value == (INVALID_FRAME, P2mType.INVALID)
-            yield gfn, _read, _HOLE if hole else value
+            yield gfn, _read, _HOLE if value == _NOT_MAPPED else value
 
 
 def _type_changes(event: Event, gfns: list[int]) -> Told:
@@ -467,16 +465,14 @@ def _violation(place: tuple[int, int], steps: Sequence[Step], start: State, nr: 
     others = _under_way(steps, size)
     for at in reversed(range(len(kept))):
         fewer = kept[:at] + kept[at + 1 :]
-        if (
-            kept[at].rule in _LOOKS
-            and _explain([*fewer, last, *others], len(fewer) + 1, start) is None
-        ):
+        rest = [*fewer, last, *others]
+        if kept[at].rule in _LOOKS and _explain(rest, len(fewer) + 1, start) is None:
             kept = fewer
     order = _explain([*kept, *others], len(kept), start) or kept
     words = [f"at first {_entry(start)}", *(_words(step, place[1]) for step in order)]
     words.append(f"then {_words(last, place[1])}")
     words += [f"under way {_words(step, place[1])}" for step in others if step not in order]
-    message = f"no order of these operations explains them: {'; '.join(words)}"
+    message = f"no order of these operations explains: {'; '.join(words)}"
     return Violation("linearizable", message, *place)
 
 
