@@ -18,10 +18,12 @@ from deploy.campaign import chunks
 from deploy.campaign.chunks import Plan
 from deploy.stress.case import LOCK_PROTOCOLS
 from deploy.stress.run import template
+from deploy.stress.watch import ViolationError
 from deploy.stress.workload import Workload, draw
 from protocols import envelope as addresses
 from protocols.control import Continuation
 from protocols.envelope import CLIENT, Envelope
+from protocols.errno import ComponentFailureError
 from protocols.frames import unpack
 from protocols.p2m import P2mEntries, P2mGetEntry, P2mGetRoot, P2mTranslate, ReadPageTableFrames
 from protocols.script import RunScript
@@ -203,7 +205,8 @@ def measure(workload: Workload, seed: int, costs: Costs) -> list[Point]:
             try:
                 clock = _Clock(workload, lock, clients, seed, costs)
                 clock.run()
-            except Exception:  # noqa: BLE001 (a broken protocol may break anywhere: no figure)
+            except (ViolationError, ComponentFailureError):
+                # A broken protocol may break anywhere: no figure then.
                 continue
             latencies = clock.latencies
             mean = sum(latencies) / max(1, len(latencies))

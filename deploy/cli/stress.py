@@ -17,9 +17,10 @@ from deploy.campaign.chunks import Plan, Runner, Totals
 from deploy.cli import stress_render as render
 from deploy.cli import stress_zoo
 from deploy.cli.files import check_directory, check_file, whole_file, write_json
+from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
 from deploy.stress.builtin import WORKLOADS
-from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS, FaultKind
+from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS
 from deploy.stress.run import run_schedule
 from deploy.stress.strategies import STRATEGIES
 from deploy.stress.workload import Overrides, Workload, adapt, draw
@@ -170,26 +171,6 @@ def _check(options: dict[str, Any]) -> None:
     for flag in ("history", "diagram"):
         if options[flag] is not None:
             check_file(options[flag], f"--{flag}")
-
-
-def faults_of(text: str) -> tuple[FaultKind, ...]:
-    """The faults that ``--faults`` names.
-
-    Raises:
-        BadInputError: one that there is not.
-    """
-    if text == "none":
-        return ()
-    if text == "all":
-        return FAULT_KINDS  # type: ignore[return-value]
-    chosen = [name.strip() for name in text.split(",")]
-    for name in chosen:
-        if name not in FAULT_KINDS:
-            raise BadInputError(
-                f"--faults {text}: {name!r} is none; expected all, none or some of "
-                f"{', '.join(FAULT_KINDS)}"
-            )
-    return tuple(kind for kind in FAULT_KINDS if kind in chosen)  # type: ignore[misc]
 
 
 def _workload(options: dict[str, Any]) -> Workload:

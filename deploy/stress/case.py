@@ -16,7 +16,7 @@ LockProtocol = Literal["domain", "region", "optimistic", "none"]
 LOCK_PROTOCOLS: Final = ("domain", "region", "optimistic", "none")
 
 FaultKind = Literal["heap", "pool", "slow", "duplicate", "crash"]
-FAULT_KINDS: Final = ("heap", "pool", "slow", "duplicate", "crash")
+FAULT_KINDS: Final[tuple[FaultKind, ...]] = ("heap", "pool", "slow", "duplicate", "crash")
 """heap: the next allocation finds nothing. pool: the next page-table page cannot be had. slow: a
 link stands still for a while. duplicate: an envelope is delivered twice. crash: the component
 that was just spoken to dies before it sends anything, and recovers from its log."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ from deploy.stress.watch import (
     trace_nothing,
 )
 from deploy.world import KINDS, Kinds, host_config, make_component
-from protocols import envelope
+from protocols import envelope as addresses
 from protocols.domctl import DomctlCreateDomain, DomctlSetPagingMempoolSize
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import BadInputError
@@ -32,6 +33,7 @@ from protocols.frames import PAGE_SHIFT, pack
 from protocols.memory import PopulatePhysmap, SetPodTarget
 from protocols.message import Message, Request
 from protocols.p2m_types import MemFlag
+from protocols.registry import TAGS
 from protocols.walk import Touch
 from services.component.component import Component
 from services.component.host import Host as ComponentHost
@@ -159,39 +161,43 @@ def _saved(host: ComponentHost) -> bytes:
     return buffer.getvalue()
 
 
+def setup_requests(domain: DomainSetup, config: HostConfig) -> Iterator[tuple[str, Request[Any]]]:
+    """What it takes to create and populate a domain, one request after the other."""
+    domid = domain.domid
+    home = addresses.allocator(config.home(domid))
+    yield (
+        home,
+        DomctlCreateDomain(domid, domain.max_mib << 8, domain.vcpus, domain.superpages),
+    )
+    if domain.pool_pages is not None:
+        yield home, DomctlSetPagingMempoolSize(domid, domain.pool_pages << PAGE_SHIFT)
+    for extents in domain.extents:
+        step = 1 << extents.order
+        gfns = np.arange(extents.gfn, extents.gfn + extents.nr * step, step, dtype=np.uint64)
+        flags = MemFlag.POPULATE_ON_DEMAND if extents.pod else 0
+        yield home, PopulatePhysmap(domid, extents.order, flags, pack(gfns))
+    if domain.pod_target_mib is not None:
+        yield home, SetPodTarget(domid, domain.pod_target_mib << 8)
+    for vcpu in range(domain.vcpus if domain.warm else 0):
+        touch = Touch(domid, pack(np.array(domain.warm, dtype=np.uint64)), want_mfns=True)
+        yield addresses.walker(domid, vcpu), touch
+
+
 def _build(world: World, domain: DomainSetup, config: HostConfig) -> None:
     """Create and populate a domain.
 
     Raises:
         BadInputError: it does not fit the host.
     """
-    domid = domain.domid
-    home = envelope.allocator(config.home(domid))
-
-    def must(what: str, address: str, request: Any) -> Any:
+    for address, request in setup_requests(domain, config):
         reply: Any = world.ask(address, request)
+        tag = TAGS[type(request)]
         if getattr(reply, "rc", 0) < 0:
-            raise BadInputError(f"domain {domid}: {what} failed with errno {-reply.rc}")
-        return reply
-
-    create = DomctlCreateDomain(domid, domain.max_mib << 8, domain.vcpus, domain.superpages)
-    must("createdomain", home, create)
-    if domain.pool_pages is not None:
-        size = DomctlSetPagingMempoolSize(domid, domain.pool_pages << PAGE_SHIFT)
-        must("set_paging_mempool_size", home, size)
-    for extents in domain.extents:
-        step = 1 << extents.order
-        gfns = pack(np.arange(extents.gfn, extents.gfn + extents.nr * step, step, dtype=np.uint64))
-        flags = MemFlag.POPULATE_ON_DEMAND if extents.pod else 0
-        reply = must("populate", home, PopulatePhysmap(domid, extents.order, flags, gfns))
-        if reply.nr_done < extents.nr:
-            raise BadInputError(
-                f"domain {domid}: {reply.nr_done} of {extents.nr} extents of order "
-                f"{extents.order} at gfn {extents.gfn:#x} populated; expected room for all"
-            )
-    if domain.pod_target_mib is not None:
-        must("set_pod_target", home, SetPodTarget(domid, domain.pod_target_mib << 8))
-    if domain.warm:
-        for vcpu in range(domain.vcpus):
-            touch = Touch(domid, pack(np.array(domain.warm, dtype=np.uint64)), want_mfns=True)
-            world.ask(envelope.walker(domid, vcpu), touch)
+            raise BadInputError(f"domain {domain.domid}: {tag} failed with errno {-reply.rc}")
+        if isinstance(request, PopulatePhysmap):
+            wanted = len(request.extent_start) // 8
+            if reply.nr_done < wanted:
+                raise BadInputError(
+                    f"domain {domain.domid}: {reply.nr_done} of {wanted} extents of order "
+                    f"{request.extent_order} populated; expected room for all"
+                )
