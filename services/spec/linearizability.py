@@ -46,8 +46,8 @@ Rule: TypeAlias = Callable[[State, State], Outcomes]
 """(operand, state before) to the states after."""
 
 UNKNOWN: Final = -1
-_ANY_RAM: Final = 16
-_ANYTHING: Final = 17
+_ANY_RAM: Final = 256
+_ANYTHING: Final = 257
 _RAM_RW: Final = int(P2mType.RAM_RW)
 _POD_TYPE: Final = int(P2mType.POPULATE_ON_DEMAND)
 _HOLE: Final = (INVALID_FRAME, int(P2mType.MMIO_DM))
@@ -82,7 +82,7 @@ def _entry(state: State) -> str:
     mfn, kind = state
     if state == _HOLE:
         return "hole"
-    name = P2mType(kind).name.lower() if kind < _ANY_RAM else "?"
+    name = P2mType(kind).name.lower() if kind <= max(P2mType) else "?"
     return name if mfn in {INVALID_FRAME, UNKNOWN} else f"mfn {mfn:#x} {name}"
 
 
