@@ -176,10 +176,15 @@ class RayRuntime:
         self._actor_class = _ray.remote(ShardActor).options(
             num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False, **options
         )
-        self._actors: list[Any] = [self._start(me) for me in range(nr)]
-        peers = dict(enumerate(self._actors))
-        _, dead = self._gather([actor.connect.remote(peers) for actor in self._actors])
-        self._recover(dead)
+        self._actors: list[Any] = []
+        try:
+            self._actors += [self._start(me) for me in range(nr)]
+            peers = dict(enumerate(self._actors))
+            _, dead = self._gather([actor.connect.remote(peers) for actor in self._actors])
+            self._recover(dead)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, me: int) -> Any:
         """A new actor for a shard; with chaos, its next life."""
