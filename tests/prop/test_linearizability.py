@@ -169,7 +169,7 @@ def runs(draw):
 
 
 @given(runs())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_right_runs_pass(run):
     initial, events = run
     assert check(events, initial, ()) == []
@@ -182,7 +182,7 @@ def test_lines_keep_runs(run):
 
 
 @given(runs(), st.data())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_frame_that_nobody_was_given_is_found(run, data):
     """A look-up that returns what its gfn is known not to have held."""
     initial, events = run
@@ -285,7 +285,7 @@ def some_order(start, events, excused):
 
 
 @given(guesses())
-@settings(max_examples=600)
+@settings(max_examples=250)
 @example((HOLE, [Event(0, 0, 5, SMALL[2], OperationResult(1)), Event(1, 1, 3, SMALL[3], None)]))
 def test_the_verdict_is_that_of_trying_every_order(guess):
     start, events = guess
