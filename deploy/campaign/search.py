@@ -1,7 +1,7 @@
 """Systematic search through the schedules of one case: depth-first with sleep sets, breadth-first.
 
 Two steps are independent if they reach different components, since components share nothing; what
-reaches clients is kept in order, as the order of calls and returns is part of the history. Sleep
+reaches toolstacks is kept in order, as the order of calls and returns is the history. Sleep
 sets (Godefroid 1996) then skip every schedule that only swaps independent steps, so the schedules
 run are distinct up to what any component could notice.
 """
@@ -19,6 +19,7 @@ from deploy.stress.case import Case
 from deploy.stress.engine import Channel, Engine, Outcome
 from deploy.stress.run import schedule_of, template
 from deploy.stress.strategies import Prefix
+from protocols.envelope import CLIENT
 from protocols.errno import ShatterproofError
 
 CLIENTS = "clients"
@@ -29,9 +30,14 @@ class PrunedError(ShatterproofError):
 
 
 def place(channel: Channel) -> str:
-    """What a step touches: its component, or the clients' common history."""
+    """What a step touches: its component, or the clients' common history.
+
+    That a script is done touches nothing that anybody could notice.
+    """
     dst = channel.dst
-    return CLIENTS if dst[0] in "tc" else dst
+    if dst == CLIENT:
+        return channel.name
+    return CLIENTS if dst[0] == "t" else dst
 
 
 @dataclass(slots=True)

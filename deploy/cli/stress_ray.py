@@ -100,8 +100,8 @@ def _conclude(
     operations = sum(result.operations for result in results)
     kills = sum(result.kills for result in results)
     events = sorted({event for result in results for event in result.events})
-    wanted = {"crash"} if chaos_of(faults_of(options["faults"]), 0) and _kills(options) else set()
-    missing = sorted(wanted - set(events)) if not bad else []
+    wanted = "crash" in faults_of(options["faults"])
+    missing = ["crash"] if wanted and "crash" not in events and not bad else []
     verdict = "violation" if bad else ("no verdict" if missing else "clean")
     report = {
         "workload": workload.name,
@@ -133,7 +133,3 @@ def _conclude(
     if bad:
         return EXIT_VIOLATION
     return EXIT_NO_VERDICT if missing else 0
-
-
-def _kills(options: dict[str, Any]) -> bool:
-    return "crash" in faults_of(options["faults"])

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from deploy.campaign.artifact import Counterexample
+from deploy.campaign.chunks import Runner
 from deploy.campaign.hunt import HuntResult, HuntTask, ZooRow, hunt_task
 from deploy.cli import stress_render as render
 from deploy.cli.files import write_json
@@ -110,7 +111,7 @@ def _hunt(
     return [results[index] for index in range(len(tasks))]
 
 
-def _runner(options: dict[str, Any]) -> Any:
+def _runner(options: dict[str, Any]) -> Runner:
     if options["jobs"] == 1:
 
         def here(payloads: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -120,6 +121,7 @@ def _runner(options: dict[str, Any]) -> Any:
         return here
     from deploy.cluster.pool import run_tasks  # noqa: PLC0415 (Ray takes a second to import)
 
-    return lambda payloads: run_tasks(  # pyright: ignore[reportUnknownLambdaType]
-        HUNT_TASK, payloads, jobs=options["jobs"], address=options["address"]
-    )
+    def spread(payloads: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+        return run_tasks(HUNT_TASK, payloads, jobs=options["jobs"], address=options["address"])
+
+    return spread

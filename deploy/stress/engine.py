@@ -24,7 +24,7 @@ from protocols.envelope import CLIENT, Envelope
 from protocols.errno import ComponentFailureError
 from protocols.p2m import P2mUpdated
 from protocols.script import RunScript
-from protocols.walk import Translations
+from protocols.walk import Touch, Translations, WalkTranslate
 from services.spec.findings import Violation
 from services.spec.history import Event
 from services.toolstack.script import result_of
@@ -344,8 +344,10 @@ class Engine:
             for each in out:
                 if type(each.body) is Translations and each.dst[0] == "t":
                     asked = self._calls.asked[_number(each.dst)]
-                    if each.in_reply_to == asked.msg_id:
-                        watch.check_use(dst, asked.body, each.body)
+                    body = asked.body
+                    same = each.in_reply_to == asked.msg_id
+                    if same and isinstance(body, (Touch, WalkTranslate)):
+                        watch.check_use(dst, body, each.body)
 
     # -- posting -----------------------------------------------------------------------------
 
@@ -453,6 +455,7 @@ def watched_gfns(case: Case, domid: int) -> list[int]:
             if op.domid != domid or op.kind in {"pool", "create", "destroy", "pod_target"}:
                 continue
             size = op.nr << op.order
+            gfns.update(op.gfn + (number << op.order) for number in range(op.nr))
             for first in {op.gfn, op.target} if op.kind == "move" else {op.gfn}:
                 last = first + size - 1
                 gfns |= {first, last, last + 1, first | 0x1FF, first & ~0x1FF}

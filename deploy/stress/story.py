@@ -75,9 +75,10 @@ def describe_body(body: Any) -> str:
                 words.append(f"{name}={_frames(name, value)}")
         elif name in {"reader", "caller", "write", "want_mfns"} or value in (None, {}, []):
             continue
+        elif isinstance(value, int) and name in {"gpfn", "idx", "src", "dst", "mfn", "gfn"}:
+            words.append(f"{name}={value:#x}")
         elif isinstance(value, (int, str)):
-            shown = hex(value) if name in {"gpfn", "idx", "src", "dst", "mfn"} else value
-            words.append(f"{name}={shown}")
+            words.append(f"{name}={value}")
     return " ".join(words)
 
 

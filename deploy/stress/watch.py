@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from protocols.errno import ShatterproofError
+from protocols.errno import Errno, ShatterproofError
 from protocols.frames import DOMID_XEN, INVALID_FRAME, FrameArray, expand, unpack
 from protocols.p2m import P2mCreate
 from protocols.p2m_types import RAM_TYPES, P2mType
@@ -399,6 +399,9 @@ class Commit:
             watch.events.add(f"shatter {from_order}")
         if result.stale:
             watch.events.add("flush")
+        if result.errno == Errno.ENOMEM:
+            watch.enomem.add(self._domid)
+            watch.events.add("pool exhausted")
         for number, update in enumerate(result.updates):
             some_gfns, some_mfns, some_order, some_type = update
             if result.errno and number + 1 == len(result.updates):
