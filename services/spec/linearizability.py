@@ -33,7 +33,7 @@ CONFIGURATIONS_MAX: Final = 200_000
 """A search that has seen so many gives up, and the history passes."""
 GFNS_MAX: Final = 1024
 """So many gfns of a domain are looked at, those that were named first."""
-_SAMPLE: Final = 32
+_SAMPLE: Final = 8
 """Of a long list of extents so many are looked at at either end."""
 
 # -- states ----------------------------------------------------------------------------------
