@@ -47,7 +47,7 @@ def host_config(host: HostSpec) -> HostConfig:
         )
     allowed = {18: host.hap_1gb, 9: host.hap_2mb, 10: host.hap_2mb, 0: True}
     orders = tuple(sorted((o for o in geometry.leaf_orders if allowed[o]), reverse=True))
-    return HostConfig(start, frames, host.nodes, host.paging, orders)
+    return HostConfig(start, frames, host.nodes, host.paging, orders, host.p2m_lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def make_component(
     service, _, instance = address.partition("/")
     context = Context(address, on_p2m_update)
     if service == "p2m" and instance.isdecimal():
-        return kinds.p2m(context, config.home(int(instance)))
+        return kinds.p2m(context, config.home(int(instance)), config.p2m_lock)
     if service == "walker":
         domid, _, vcpu = instance.partition(".")
         if domid.isdecimal() and vcpu.isdecimal():

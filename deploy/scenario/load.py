@@ -46,7 +46,7 @@ def load_workloads(
     Args:
         paths: the workloads; several may be mixed.
         flags: host settings given on the command line (memory, nodes, xen_cmdline, paging,
-            superpages); they go before a scenario's own.
+            superpages, p2m_lock); they go before a scenario's own.
 
     Raises:
         BadInputError: anything that cannot be run, as one line.
@@ -119,6 +119,7 @@ def _host(
         switches.hap,
         switches.hap_1gb,
         switches.hap_2mb,
+        str(chosen("p2m_lock", "domain")[0]),
     )
     return host, [(where, word) for word in switches.ignored]
 

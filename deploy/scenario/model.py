@@ -7,15 +7,17 @@ directly or is refused by the name of its field.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
+from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
 from protocols.toolstack import GuestConfig
 
 Paging: TypeAlias = Literal["npt", "ept", "pae", "x86_32"]
 Superpages: TypeAlias = Literal["explicit", "opportunistic", "off"]
+LockProtocol: TypeAlias = Literal["domain", "region", "optimistic", "none"]
 Gfn: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=FRAME_MAX)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
 
@@ -31,6 +33,14 @@ class HostSpec:
     hap: bool = True
     hap_1gb: bool = True
     hap_2mb: bool = True
+    p2m_lock: str = "domain"
+
+    def __post_init__(self) -> None:
+        protocols = get_args(LockProtocol)
+        if self.p2m_lock not in protocols:
+            raise BadInputError(
+                f"host p2m_lock {self.p2m_lock!r}: expected one of {', '.join(protocols)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

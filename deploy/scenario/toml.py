@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
-from deploy.scenario.model import Build, Paging, Phase, Superpages
+from deploy.scenario.model import Build, LockProtocol, Paging, Phase, Superpages
 from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
 
@@ -31,6 +31,7 @@ class HostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     xen_cmdline: str | None = None
     paging: Paging | None = None
     superpages: Superpages | None = None
+    p2m_lock: LockProtocol | None = None
 
 
 class ScenarioTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,13 +16,17 @@ from services.heap.node_memory import NodeMemory
 
 
 class HostConfig(msgspec.Struct, frozen=True):
-    """What is fixed when the host boots. ``leaf_orders`` largest first, after ``hap_*=``."""
+    """What is fixed when the host boots. ``leaf_orders`` largest first, after ``hap_*=``.
+
+    ``p2m_lock`` names the lock protocol of every P2M.
+    """
 
     ram_start: int
     ram_frames: int
     nr_nodes: int
     paging: str
     leaf_orders: tuple[int, ...]
+    p2m_lock: str = "domain"
 
     def node_range(self, node: int) -> tuple[int, int]:
         """(first mfn, frames) of a node: equal shares, cut at 2M."""

@@ -1,12 +1,14 @@
 """The P2M of a domain: decides and waits; every table change is one call into ring one.
 
-Updates hold the p2m lock exclusively, look-ups share it (Xen's p2m lock; one lock protocol so
-far). What an update made stale is flushed, and every walker in the dirty mask has acknowledged,
-before the update is answered and before a replaced table's frame returns to the pool.
+Every request runs in a span of the lock protocol (``services/p2m/locking.py``). What an update
+made stale is flushed, and every walker in the dirty mask has acknowledged, before the update is
+answered and before a replaced table's frame returns to the pool. Counts change together with the
+commit, before anything is awaited.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -60,35 +62,47 @@ from protocols.walk import (
 )
 from services.component.component import Component, handles
 from services.component.context import Context
-from services.component.traps import Acquire, CallAll
+from services.component.traps import CallAll
 from services.p2m import demand, removal
 from services.p2m.entry import bits_63_52, flags_low12
 from services.p2m.geometry import GEOMETRIES
 from services.p2m.kinds import IS_HOLE, IS_RAM, IS_SPECIAL, NO_FRAMES, invalid, one
+from services.p2m.locking import DOMAIN_LEVEL, make_locking, one_step
 from services.p2m.pod import PodState
 from services.p2m.table import P2mTable, SetResult
 
 NO_TABLE: Final = P2mUpdated(0, -Errno.ESRCH)
 
 
+class NoTablesError(Exception):
+    """The domain has no page tables (any more); ends a request where it stands."""
+
+
 class P2m(Component):
     """p2m_domain of one domain."""
 
-    def __init__(self, context: Context, home: int) -> None:
+    def __init__(self, context: Context, home: int, lock_protocol: str = "domain") -> None:
         super().__init__(context)
         self.home = envelope.allocator(home)
-        self.lock = context.lock("p2m", 1)
+        self.lock = context.lock("p2m", DOMAIN_LEVEL)
+        self.locking = make_locking(lock_protocol, context, self.lock)
         self.pod = PodState()
         self._table: P2mTable | None = None
         self._readers: set[str] = set()
+        self._being_flushed: Counter[str] = Counter()
         self._outstanding_flushes = 0
         self._shatters: dict[int, int] = {}
         self._nr_updates = 0
 
     @property
     def table(self) -> P2mTable:
-        """The tables; a request for a domain that has none was refused before."""
-        assert self._table is not None, f"{self.context.name}: no page tables"
+        """The tables.
+
+        Raises:
+            NoTablesError: there are none; without a lock they may go while a request waits.
+        """
+        if self._table is None:
+            raise NoTablesError(self.context.name)
         return self._table
 
     @property
@@ -106,16 +120,21 @@ class P2m(Component):
     @handles(P2mCreate)
     async def create(self, m: P2mCreate) -> Status:
         """p2m_init and hap_enable: the root table comes from the pool given."""
-        if self._table is not None:
-            return Status(-Errno.EEXIST)
-        table = self.new_table(m)
-        table.pool_add(unpack(m.pool))
-        if not table.init_root():
-            return Status(-Errno.ENOMEM)
-        self._table = table
-        # Walkers that asked between two domains of one domid hold a root that is none.
-        await self.flush(m.domid)
-        return Status(0)
+        span = await self.locking.enter(None)
+        try:
+            if self._table is not None:
+                return Status(-Errno.EEXIST)
+            table = self.new_table(m)
+            table.pool_add(unpack(m.pool))
+            if not table.init_root():
+                return Status(-Errno.ENOMEM)
+            self._table = table
+            self.locking.region_shift = table.geometry.index_bits[0]
+            # Walkers that asked between two domains of one domid hold a root that is none.
+            await self.flush(m.domid)
+            return Status(0)
+        finally:
+            self.locking.leave(span)
 
     def new_table(self, m: P2mCreate) -> P2mTable:
         """Empty tables of the domain."""
@@ -146,34 +165,61 @@ class P2m(Component):
 
     @handles(P2mTeardown)
     async def teardown(self, m: P2mTeardown) -> P2mPoolFrames:
-        """p2m_final_teardown: no walker may follow a table whose frame goes back to the heap."""
-        await Acquire(self.lock)
+        """p2m_final_teardown: no walker may follow a table whose frame goes back to the heap.
+
+        The tables are out of reach before the flush goes out: a walker that reads again after its
+        acknowledgement finds nothing that it could cache.
+        """
+        span = await self.locking.enter(None)
         try:
-            if self._table is None:
+            table = self.detach()
+            if table is None:
                 return P2mPoolFrames(b"", 0)
             await self.flush(m.domid)
-            mfns = self._table.teardown()
-            self._table = None
-            self.pod = PodState()
-            return P2mPoolFrames(pack(mfns), 0)
+            return P2mPoolFrames(pack(table.teardown()), 0)
         finally:
-            self.lock.release()
+            self.locking.leave(span)
+
+    def detach(self) -> P2mTable | None:
+        """Take the tables out of reach of every reader; they and the PoD state are forgotten."""
+        table, self._table = self._table, None
+        self.pod = PodState()
+        return table
 
     # -- updates -----------------------------------------------------------------------------
 
-    async def _update(self, body: Callable[[], Awaitable[P2mUpdated]]) -> P2mUpdated:
-        """Run an update under the p2m lock, if the domain has tables."""
-        await Acquire(self.lock)
+    async def _update(
+        self,
+        gfns: FrameArray,
+        order: int,
+        body: Callable[[], Awaitable[P2mUpdated]],
+        *,
+        several: Callable[[], bool] = one_step,
+    ) -> P2mUpdated:
+        """Run an update in a span of its own, if the domain has tables."""
+        span = await self.locking.enter(gfns, order, several=several)
         try:
             return NO_TABLE if self._table is None else await body()
+        except NoTablesError:
+            return NO_TABLE
         finally:
-            self.lock.release()
+            self.locking.leave(span)
 
     async def set_entries(
-        self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int
+        self,
+        gfns: FrameArray,
+        mfns: FrameArray,
+        order: int,
+        p2mt: int,
+        settle: Callable[[SetResult], None] | None = None,
     ) -> tuple[SetResult, FrameArray]:
-        """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced."""
+        """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced.
+
+        ``settle`` sees the result at once: whatever is counted changes with the commit.
+        """
         result = self.commit(gfns, mfns, order, p2mt)
+        if settle is not None:
+            settle(result)
         await self.after_commit(result)
         return result, displaced_frames(result)
 
@@ -191,10 +237,15 @@ class P2m(Component):
         return result
 
     async def after_commit(self, result: SetResult) -> None:
-        """Flush what the commit made stale; only then may replaced tables be used again."""
-        if result.stale:
-            await self.flush(self.table.domid)
-        if result.retired.size:
+        """Flush what the commit made stale; only then may replaced tables be used again.
+
+        Where another update of the same regions still waits for its flush, walkers may translate
+        as they did before that one, so this one waits for them, too.
+        """
+        table = self.table
+        if result.stale or self.locking.crowded():
+            await self.flush(table.domid)
+        if result.retired.size and self._table is table:
             self.give_back_tables(result.retired)
 
     def give_back_tables(self, mfns: FrameArray) -> None:
@@ -205,32 +256,35 @@ class P2m(Component):
         """p2m_tlb_flush_sync: every walker that may have cached something has forgotten it.
 
         The mask is emptied before the orders go out: a walker that reads again meanwhile reads
-        the new entries and joins the next mask (see the bug where it is read once).
+        the new entries and joins the next mask (see the bug where it is read once). Walkers that
+        have not acknowledged another update's order are asked again: they may have cached what
+        was true until now, and links keep order.
         """
-        if not self._readers:
+        readers = sorted(self._readers.union(self._being_flushed))
+        if not readers:
             return
-        readers = sorted(self._readers)
         self._readers.clear()
+        self._being_flushed.update(readers)
         self._outstanding_flushes += 1
         await CallAll([(reader, FlushTlb(domid)) for reader in readers])
         self._outstanding_flushes -= 1
+        self._being_flushed -= Counter(readers)
 
     @handles(P2mSetEntry)
     async def set_entry(self, m: P2mSetEntry) -> P2mUpdated:
         """p2m_set_entry for each extent."""
+        gfns = unpack(m.gfns)
 
         async def body() -> P2mUpdated:
-            result, displaced = await self.set_entries(
-                unpack(m.gfns), unpack(m.mfns), m.order, m.p2mt
-            )
+            result, displaced = await self.set_entries(gfns, unpack(m.mfns), m.order, m.p2mt)
             return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
 
-        return await self._update(body)
+        return await self._update(gfns, m.order, body)
 
     @handles(P2mAddPage)
     async def add_page(self, m: P2mAddPage) -> P2mUpdated:
         """p2m_add_page: extents up to the first that meets a special page (-EPERM)."""
-        return await self._update(lambda: self._add_page(m))
+        return await self._update(unpack(m.gfns), m.order, lambda: self._add_page(m))
 
     async def _add_page(self, m: P2mAddPage) -> P2mUpdated:
         gfns, mfns = unpack(m.gfns), unpack(m.mfns)
@@ -238,13 +292,20 @@ class P2m(Component):
         nr, errno, pod_frames = self._addable(gfns[:inside], m.order)
         if nr == inside < gfns.size:
             errno = Errno.EINVAL
-        result, displaced = await self.set_entries(gfns[:nr], mfns[:nr], m.order, P2mType.RAM_RW)
         partial = 0
-        if result.nr_done < nr:
-            errno = result.errno
-            partial = self._mapped_prefix(gfns[result.nr_done], mfns[result.nr_done], m.order)
-        if pod_frames.size:
-            self.pod.entry_count -= self._no_longer_pod(pod_frames)
+
+        def settle(result: SetResult) -> None:
+            nonlocal partial, errno
+            if pod_frames.size:
+                self.pod.entry_count -= self._no_longer_pod(pod_frames)
+            done = result.nr_done
+            if done < nr:
+                errno = result.errno
+                partial = self._mapped_prefix(int(gfns[done]), int(mfns[done]), m.order)
+
+        result, displaced = await self.set_entries(
+            gfns[:nr], mfns[:nr], m.order, P2mType.RAM_RW, settle
+        )
         return P2mUpdated(result.nr_done, -errno, pack(displaced), partial)
 
     def inside(self, gfns: FrameArray, order: int) -> int:
@@ -272,8 +333,8 @@ class P2m(Component):
     def _mapped_prefix(self, gfn: int, mfn: int, order: int) -> int:
         """Leading frames of a failed extent that are mapped as asked."""
         step = np.arange(1 << order, dtype=np.uint64)
-        found, _, _ = self.table.get(gfn + step)
-        wrong = np.flatnonzero(found != mfn + step)
+        found, _, _ = self.table.get(np.uint64(gfn) + step)
+        wrong = np.flatnonzero(found != np.uint64(mfn) + step)
         return int(wrong[0]) if wrong.size else 1 << order
 
     def _no_longer_pod(self, gfns: FrameArray) -> int:
@@ -283,7 +344,12 @@ class P2m(Component):
     @handles(P2mRemovePages)
     async def remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
         """p2m_pod_decrease_reservation, then guest_remove_page for each page."""
-        return await self._update(lambda: removal.remove_pages(self, m))
+        return await self._update(
+            unpack(m.gfns),
+            m.order,
+            lambda: removal.remove_pages(self, m),
+            several=lambda: removal.takes_several(self, m),
+        )
 
     @handles(P2mUnmap)
     async def unmap(self, m: P2mUnmap) -> P2mUpdated:
@@ -296,12 +362,13 @@ class P2m(Component):
             result, displaced = await self.set_entries(one(m.gfn), invalid(1), 0, P2mType.INVALID)
             return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
 
-        return await self._update(body)
+        return await self._update(one(m.gfn), 0, body)
 
     @handles(P2mMove)
     async def move(self, m: P2mMove) -> P2mUpdated:
         """The page at src appears at dst and nowhere else, in one lock span (XSA-379)."""
-        return await self._update(lambda: self._move(m))
+        both = np.array([m.src, m.dst], dtype=np.uint64)
+        return await self._update(both, 0, lambda: self._move(m), several=lambda: True)
 
     async def _move(self, m: P2mMove) -> P2mUpdated:
         found, types, _ = self.table.get(np.array([m.src, m.dst], dtype=np.uint64))
@@ -313,22 +380,25 @@ class P2m(Component):
         result, _ = await self.set_entries(one(m.src), invalid(1), 0, P2mType.INVALID)
         if result.errno:
             return P2mUpdated(0, -result.errno)
-        result, displaced = await self.set_entries(one(m.dst), one(m.mfn), 0, kind)
+
+        def settle(result: SetResult) -> None:
+            if not result.errno and int(types[1]) == P2mType.POPULATE_ON_DEMAND:
+                self.pod.entry_count -= 1
+
+        result, displaced = await self.set_entries(one(m.dst), one(m.mfn), 0, kind, settle)
         if result.errno:
             # The entry at src exists at 4K by now, so putting it back needs no new table.
             back, _ = await self.set_entries(one(m.src), one(m.mfn), 0, kind)
             assert not back.errno, f"domid {m.domid}: gfn {m.src:#x}: mfn {m.mfn:#x} lost"
             return P2mUpdated(0, -result.errno)
-        if int(types[1]) == P2mType.POPULATE_ON_DEMAND:
-            self.pod.entry_count -= 1
         return P2mUpdated(1, 0, pack(displaced))
 
     @handles(P2mChangeType)
     async def change_type(self, m: P2mChangeType) -> P2mUpdated:
         """p2m_change_type_one for each gfn, after populating what is on demand (get_gfn)."""
+        gfns = unpack(m.gfns)
 
         async def body() -> P2mUpdated:
-            gfns = unpack(m.gfns)
             for done, gfn in enumerate(gfns.tolist()):
                 errno = await demand.populate(self, gfn)
                 found, types, _ = self.table.get(one(gfn))
@@ -339,14 +409,16 @@ class P2m(Component):
                     return P2mUpdated(done, -result.errno)
             return P2mUpdated(gfns.size, 0)
 
-        return await self._update(body)
+        return await self._update(
+            gfns, 0, body, several=lambda: gfns.size > 1 or demand.any_pod(self, gfns)
+        )
 
     # -- populate on demand ------------------------------------------------------------------
 
     @handles(P2mMarkPod)
     async def mark_pod(self, m: P2mMarkPod) -> P2mUpdated:
         """guest_physmap_mark_populate_on_demand: RAM in the way is -EBUSY."""
-        return await self._update(lambda: demand.mark(self, m))
+        return await self._update(unpack(m.gfns), m.order, lambda: demand.mark(self, m))
 
     @handles(P2mPodCacheAdd)
     async def pod_cache_add(self, m: P2mPodCacheAdd) -> P2mPodState:
@@ -359,20 +431,20 @@ class P2m(Component):
     @handles(P2mGetEntry)
     async def get_entry(self, m: P2mGetEntry) -> P2mEntries:
         """get_gfn_type_access; with alloc (P2M_ALLOC) PoD entries are populated first."""
-        await Acquire(self.lock, exclusive=m.alloc)
+        gfns = unpack(m.gfns)
+        span = await self.locking.enter(gfns, exclusive=m.alloc, several=lambda: m.alloc)
         try:
-            gfns = unpack(m.gfns)
-            if self._table is None:
-                nr = gfns.size
-                return P2mEntries(pack(invalid(nr)), bytes([P2mType.MMIO_DM]) * nr, bytes(nr))
-            if m.alloc:
+            if m.alloc and self._table is not None:
                 for gfn in gfns.tolist():
                     if await demand.populate(self, gfn):
                         break
             mfns, types, orders = self.table.get(gfns)
             return P2mEntries(pack(mfns), types.tobytes(), orders.tobytes())
+        except NoTablesError:
+            nr = gfns.size
+            return P2mEntries(pack(invalid(nr)), bytes([P2mType.MMIO_DM]) * nr, bytes(nr))
         finally:
-            self.lock.release()
+            self.locking.leave(span)
 
     @handles(P2mTranslate)
     async def translate(self, m: P2mTranslate) -> P2mEntries:
@@ -408,11 +480,9 @@ class P2m(Component):
     @handles(NestedPageFault)
     async def nested_page_fault(self, m: NestedPageFault) -> FaultOutcome:
         """hvm_hap_nested_page_fault for each gfn: populate, retry, or nothing there."""
-        await Acquire(self.lock)
+        gfns = unpack(m.gfns)
+        span = await self.locking.enter(gfns, several=lambda: demand.any_pod(self, gfns))
         try:
-            gfns = unpack(m.gfns)
-            if self._table is None:
-                return FaultOutcome(bytes([FAULT_HOLE]) * gfns.size)
             outcome = bytearray()
             for gfn in gfns.tolist():
                 if await demand.populate(self, gfn):
@@ -421,8 +491,10 @@ class P2m(Component):
                 mfns, _, _ = self.table.get(one(gfn))
                 outcome.append(FAULT_HOLE if int(mfns[0]) == INVALID_FRAME else FAULT_RETRY)
             return FaultOutcome(bytes(outcome))
+        except NoTablesError:
+            return FaultOutcome(bytes([FAULT_HOLE]) * gfns.size)
         finally:
-            self.lock.release()
+            self.locking.leave(span)
 
     # -- operator ----------------------------------------------------------------------------
 

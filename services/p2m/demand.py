@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from protocols.errno import Errno
-from protocols.frames import ORDER_2M, bounds, expand, pack, unpack
+from protocols.frames import ORDER_2M, FrameArray, bounds, expand, pack, unpack
 from protocols.heap import SetM2p
 from protocols.p2m import P2mMarkPod, P2mUpdated
 from protocols.p2m_types import P2mType
@@ -16,6 +16,7 @@ from services.p2m.kinds import IS_HOLE, invalid, one, repeated
 
 if TYPE_CHECKING:
     from services.p2m.component import P2m
+    from services.p2m.set_result import SetResult
 
 
 async def mark(p2m: P2m, m: P2mMarkPod) -> P2mUpdated:
@@ -38,16 +39,28 @@ async def mark(p2m: P2m, m: P2mMarkPod) -> P2mUpdated:
             nr, errno = int(busy[0]) >> m.order, Errno.EBUSY
         known = already | repeated(frames)
     pod = P2mType.POPULATE_ON_DEMAND
-    result, _ = await p2m.set_entries(gfns[:nr], invalid(nr), m.order, pod)
-    done = result.nr_done << m.order
-    p2m.pod.entry_count += done - int(np.count_nonzero(known[:done]))
+
+    def settle(result: SetResult) -> None:
+        done = result.nr_done << m.order
+        p2m.pod.entry_count += done - int(np.count_nonzero(known[:done]))
+
+    result, _ = await p2m.set_entries(gfns[:nr], invalid(nr), m.order, pod, settle)
     if result.nr_done < nr:
         errno = Errno(result.errno)
     return P2mUpdated(result.nr_done, -errno)
 
 
+def any_pod(p2m: P2m, gfns: FrameArray) -> bool:
+    """Whether one of the gfns is still to be populated."""
+    table = p2m.table_now
+    if table is None or not gfns.size:
+        return False
+    _, types, _ = table.get(gfns)
+    return bool((types == P2mType.POPULATE_ON_DEMAND).any())
+
+
 async def populate(p2m: P2m, gfn: int) -> Errno:
-    """p2m_pod_demand_populate until the gfn is no longer PoD; under the p2m lock.
+    """p2m_pod_demand_populate until the gfn is no longer PoD; inside an exclusive span.
 
     A 1G entry is first cut to 2M, a 2M one to 4K when the cache has no 2M frame left; each
     turn works on a smaller order, so three turns suffice (XSA-246: never retry for ever).
@@ -77,14 +90,19 @@ async def _remark(p2m: P2m, gfn: int, order: int) -> Errno:
 
 
 async def _fill(p2m: P2m, gfn: int, order: int) -> Errno:
-    domid = p2m.table.domid
+    """A frame of the cache for a PoD entry, and its M2P word before the span ends."""
     mfn = p2m.pod.take(order)
     if mfn is None:
         return Errno.ENOMEM
-    result, _ = await p2m.set_entries(one(gfn), one(mfn), order, P2mType.RAM_RW)
+
+    def settle(result: SetResult) -> None:
+        if result.errno:
+            p2m.pod.put_back(mfn, order)
+        else:
+            p2m.pod.entry_count -= 1 << order
+
+    result, _ = await p2m.set_entries(one(gfn), one(mfn), order, P2mType.RAM_RW, settle)
     if result.errno:
-        p2m.pod.put_back(mfn, order)
         return Errno(result.errno)
-    p2m.pod.entry_count -= 1 << order
-    await Call(p2m.home, SetM2p(domid, order, pack([mfn]), pack([gfn])))
+    await Call(p2m.home, SetM2p(p2m.table.domid, order, pack([mfn]), pack([gfn])))
     return Errno.OK

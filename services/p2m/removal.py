@@ -16,27 +16,19 @@ from services.p2m.kinds import IS_RAM, NO_FRAMES, invalid, repeated
 
 if TYPE_CHECKING:
     from services.p2m.component import P2m
+    from services.p2m.set_result import SetResult
 
 
 async def remove_pages(p2m: P2m, m: P2mRemovePages) -> P2mUpdated:
     """Extent by extent up to the first that cannot go; whole PoD extents by one write each."""
     displaced: list[FrameArray] = []
-    extents = unpack(m.gfns)
-    extents = extents[: p2m.inside(extents, m.order)]
-    if not extents.size:
+    parts = _parts(p2m, m)
+    if not parts:
         return P2mUpdated(0, -Errno.ENOENT if m.gfns else 0)
-    _, types, orders = p2m.table.get(extents)
-    whole_pod = (types == P2mType.POPULATE_ON_DEMAND) & (orders >= m.order)
-    whole_pod &= (extents & np.uint64((1 << m.order) - 1)) == 0
-    whole_pod &= ~repeated(extents)
-    # Neighbours of one kind are removed together; the order of the extents is kept.
-    breaks = np.flatnonzero(np.diff(whole_pod)) + 1
     done = 0
-    for part, is_pod in zip(np.split(extents, breaks), np.split(whole_pod, breaks), strict=True):
-        if bool(is_pod[0]):
-            result, _ = await p2m.set_entries(part, invalid(part.size), m.order, P2mType.INVALID)
-            p2m.pod.entry_count -= result.nr_done << m.order
-            nr, errno = result.nr_done, result.errno
+    for part, is_pod in parts:
+        if is_pod:
+            nr, errno = await _remove_pod(p2m, part, m.order)
         else:
             nr, errno, mfns = await _remove_frames(p2m, part, m.order)
             displaced.append(mfns)
@@ -45,6 +37,42 @@ async def remove_pages(p2m: P2m, m: P2mRemovePages) -> P2mUpdated:
             return await _removed(p2m, m.domid, done, errno, displaced)
     errno = Errno.OK if done << 3 == len(m.gfns) else Errno.ENOENT
     return await _removed(p2m, m.domid, done, errno, displaced)
+
+
+def takes_several(p2m: P2m, m: P2mRemovePages) -> bool:
+    """Whether the removal commits more than once."""
+    return p2m.table_now is not None and len(_parts(p2m, m)) > 1
+
+
+def _parts(p2m: P2m, m: P2mRemovePages) -> list[tuple[FrameArray, bool]]:
+    """Neighbouring extents of one kind, which are removed together: (extents, whole PoD).
+
+    The order of the extents is kept; those beyond the gfn space are left out.
+    """
+    extents = unpack(m.gfns)
+    extents = extents[: p2m.inside(extents, m.order)]
+    if not extents.size:
+        return []
+    _, types, orders = p2m.table.get(extents)
+    whole_pod = (types == P2mType.POPULATE_ON_DEMAND) & (orders >= m.order)
+    whole_pod &= (extents & np.uint64((1 << m.order) - 1)) == 0
+    whole_pod &= ~repeated(extents)
+    breaks = np.flatnonzero(np.diff(whole_pod)) + 1
+    kinds = np.split(whole_pod, breaks)
+    return [
+        (part, bool(kind[0])) for part, kind in zip(np.split(extents, breaks), kinds, strict=True)
+    ]
+
+
+async def _remove_pod(p2m: P2m, extents: FrameArray, order: int) -> tuple[int, int]:
+    """Extents that hold no memory yet: (extents done, errno)."""
+
+    def settle(result: SetResult) -> None:
+        p2m.pod.entry_count -= result.nr_done << order
+
+    nothing = invalid(extents.size)
+    result, _ = await p2m.set_entries(extents, nothing, order, P2mType.INVALID, settle)
+    return result.nr_done, result.errno
 
 
 async def _removed(
@@ -75,8 +103,12 @@ async def _remove_frames(p2m: P2m, extents: FrameArray, order: int) -> tuple[int
     if bad.size:
         nr = int(bad[0])
         errno = Errno.ENOENT if again[nr] else _removal_errno(P2mType(int(types[nr])))
-    result, displaced = await p2m.set_entries(frames[:nr], invalid(nr), 0, P2mType.INVALID)
-    p2m.pod.entry_count -= int(np.count_nonzero(pod[: result.nr_done]))
+
+    def settle(result: SetResult) -> None:
+        p2m.pod.entry_count -= int(np.count_nonzero(pod[: result.nr_done]))
+
+    gone = frames[:nr]
+    result, displaced = await p2m.set_entries(gone, invalid(nr), 0, P2mType.INVALID, settle)
     if result.nr_done < nr:
         errno = result.errno
     return result.nr_done >> order, errno, displaced
