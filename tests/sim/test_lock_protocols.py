@@ -280,11 +280,13 @@ def test_a_protocol_that_there_is_not():
 
 def test_a_scenario_names_the_protocol(tmp_path):
     path = tmp_path / "work.toml"
-    table = "[[domains]]\nname = 'a'\nmemory = 64\n[host]\np2m_lock = {}\n"
+    table = (
+        "[[domains]]\nname = 'a'\ntype = 'pvh'\nkernel = 'k'\nmemory = 64\n[host]\np2m_lock = {}\n"
+    )
     path.write_text(table.format("'optimistic'"))
     assert load_workloads([path], {})[0].host.p2m_lock == "optimistic"
     path.write_text(table.format("'mutex'"))
-    with pytest.raises(BadInputError, match="host.p2m_lock: invalid enum value 'mutex'"):
+    with pytest.raises(BadInputError, match=r"host\.p2m_lock: invalid enum value 'mutex'"):
         load_workloads([path], {})
 
 
