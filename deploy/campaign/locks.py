@@ -43,7 +43,7 @@ class Costs(msgspec.Struct, frozen=True):
     """
 
     hop: int = 100
-    hypercall: int = 300
+    hypercall: int = 700
     lookup: int = 60
     update: int = 100
     shatter: int = 400

@@ -68,7 +68,7 @@ class Link:
             if self.owed:
                 owed, self.owed = self.owed, 0
                 parts.append(encode_batch([], self._me, owed))
-        if self.pending and not self.answers_due:
+        if self.pending and self.answers_due <= 0:
             parts += self.ask()
         return parts
 

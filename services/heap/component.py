@@ -164,11 +164,20 @@ class Allocator(Component):
         lock = self.context.lock(f"domain {m.domid}", 1)
         book = DomainBook(m.domid, m.max_pages, m.superpages, lock, self.claims)
         self.books[m.domid] = book
+        # Nobody else can hold the new lock; a destroy that comes meanwhile waits for the outcome.
+        await Acquire(lock)
+        try:
+            return await self._init_p2m(m, book, pool)
+        finally:
+            lock.release()
+
+    async def _init_p2m(self, m: DomctlCreateDomain, book: DomainBook, pool: FrameArray) -> Status:
         orders = [0] if m.superpages == "off" else list(self.config.leaf_orders)
         create = P2mCreate(m.domid, self.config.paging, orders, m.vcpus, pack(pool), m.force_4k)
         reply = await Call(envelope.p2m(m.domid), create)
         if reply.rc:
             self.memory.free(pool, 0, DOMID_XEN, dirty=False)
+            book.dying = True
             del self.books[m.domid]
             return reply
         book.pool_pages = POOL_PAGES_MIN
@@ -184,6 +193,8 @@ class Allocator(Component):
             return failed(Errno.EINVAL)
         await Acquire(book.lock)
         try:
+            if book.dying:
+                return failed(Errno.ESRCH)
             return await self._resize_pool(book, m.size >> PAGE_SHIFT)
         finally:
             book.lock.release()
@@ -230,6 +241,10 @@ class Allocator(Component):
         book.dying = True
         book.set_claim(0)
         await Acquire(book.lock)
+        if self.books.get(m.domid) is not book:
+            # It was still being created, and that failed.
+            book.lock.release()
+            return failed(Errno.ESRCH)
         teardown = await Call(envelope.p2m(m.domid), P2mTeardown(m.domid))
         pool = unpack(teardown.mfns)
         self.memory.free(pool, 0, DOMID_XEN, dirty=True)

@@ -41,6 +41,8 @@ async def add(allocator: Allocator, m: AddToPhysmap) -> Errno:
     backwards = m.idx < m.gpfn < m.idx + size
     await Acquire(book.lock, exclusive=False)
     try:
+        if book.dying:
+            return Errno.ESRCH
         for step in range(size):
             if step and step % RANGE_SLICE == 0:
                 await Preempt(step)
@@ -83,6 +85,8 @@ async def remove(allocator: Allocator, m: RemoveFromPhysmap) -> Errno:
         return Errno.ESRCH
     await Acquire(book.lock, exclusive=False)
     try:
+        if book.dying:
+            return Errno.ESRCH
         address = envelope.p2m(m.domid)
         found = await Call(address, P2mGetEntry(m.domid, pack([m.gpfn])))
         mfn = int(unpack(found.mfns)[0])

@@ -41,6 +41,8 @@ async def populate(allocator: Allocator, m: PopulatePhysmap) -> int:
     gfns = unpack(m.extent_start)
     await Acquire(book.lock, exclusive=False)
     try:
+        if book.dying:
+            return 0
         if pod:
             return await _mark_pod(allocator, book, gfns, m.extent_order)
         nodes = _nodes(allocator, m)
@@ -217,6 +219,8 @@ async def decrease(allocator: Allocator, m: DecreaseReservation) -> int:
     await Acquire(book.lock, exclusive=False)
     try:
         done = 0
+        if book.dying:
+            return done
         step = slice_extents(m.extent_order)
         while done < gfns.size:
             if done:
@@ -247,6 +251,8 @@ async def set_pod_target(allocator: Allocator, m: SetPodTarget) -> PodTarget:
     address = envelope.p2m(m.domid)
     await Acquire(book.lock, exclusive=False)
     try:
+        if book.dying:
+            return PodTarget(-Errno.ESRCH, 0, 0, 0)
         state = await Call(address, P2mPodCacheAdd(m.domid, 0, b""))
         populated = book.tot_pages - state.count
         idle = populated > 0 and state.entry_count == 0

@@ -55,6 +55,11 @@ class _Ways:
         """Which slots hold an entry."""
         return self.tags != self._invalid
 
+    def clear(self) -> None:
+        """Invalidate every slot."""
+        np.copyto(self.tags, self._invalid)
+        self.is_empty = True
+
     def drop(self, which: npt.NDArray[np.bool_]) -> None:
         """Invalidate slots."""
         self.tags[which] = self._invalid[which]
@@ -159,7 +164,7 @@ class Tlb:
         """Forget everything (a new ASID, INVEPT of the context)."""
         for ways in self._ways:
             if not ways.is_empty:
-                ways.drop(ways.valid())
+                ways.clear()
 
     def flush_range(self, gfn: int, nr: int) -> None:
         """Forget every entry that maps a gfn of ``[gfn, gfn + nr)``, whatever else it maps."""

@@ -200,3 +200,17 @@ def test_a_case_travels_as_bytes():
     drawn = draw(WORKLOADS["mix"], Random(1))
     data = msgspec.json.encode(drawn)
     assert msgspec.json.decode(data, type=Case) == drawn
+
+
+def test_a_domain_destroyed_and_used_while_it_is_created_leaves_nothing_behind():
+    """Found by the linearizability work: both ends of a failing create deleted the books."""
+    work = case(
+        [Operation("create", 1, target=0x800), Operation("create", 1, target=0x800)],
+        [Operation("destroy", 1), Operation("populate", 1, A), Operation("destroy", 1)],
+        [Operation("increase", 1), Operation("populate", 1, A, order=9)],
+        domains=(DomainSetup(domid=2, max_mib=8),),
+    )
+    for seed in range(60):
+        random = Random(seed)
+        outcome = run_strategy(work, "random", random, 3, ("pool", "heap"))
+        assert str(outcome.violation) == "None", f"seed {seed}"
