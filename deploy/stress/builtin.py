@@ -187,6 +187,46 @@ WORKLOADS: Final = {
             expects=("shatter 9", "flush"),
         ),
         Workload(
+            "pod-move",
+            "pages move onto populate-on-demand gfns that others fault on and give back",
+            domains=(
+                DomainSetup(
+                    domid=1,
+                    max_mib=16,
+                    vcpus=2,
+                    extents=(Extents(_A, 1, 9), Extents(_B, 2, 9, pod=True)),
+                    pod_target_mib=4,
+                ),
+            ),
+            operations=(
+                OperationSpec("move", 5, gfns=(_A, _A + 1, _A + 2), targets=(_B, _B + 1, _C)),
+                OperationSpec("touch", 3, gfns=(_B, _B + 1, _C)),
+                OperationSpec("decrease", 2, gfns=(_B, _B + 1, _C, _A + 1)),
+                OperationSpec("set_type", 1, gfns=(_B, _A + 1), targets=_TYPES),
+                OperationSpec("get", 1, gfns=(_A, _A + 1, _B)),
+            ),
+            expects=("shatter 9", "flush"),
+        ),
+        Workload(
+            "split-spread",
+            "4K updates and look-ups over 32 superpages: what a lock protocol costs",
+            host=Host(memory_mib=256),
+            domains=(DomainSetup(domid=1, max_mib=80, vcpus=2, extents=(Extents(_A, 32, 9),)),),
+            operations=(
+                OperationSpec("set_type", 4, gfns=((_A, _A + (32 << 9)),), targets=_TYPES),
+                OperationSpec(
+                    "move",
+                    1,
+                    gfns=((_A, _A + (32 << 9)),),
+                    targets=((0x8000, 0x8400), (_A, _A + (32 << 9))),
+                ),
+                OperationSpec("get", 3, gfns=((_A, _A + (32 << 9)),)),
+                OperationSpec("touch", 2, gfns=((_A, _A + (32 << 9)),)),
+            ),
+            ops=8,
+            expects=("shatter 9", "flush"),
+        ),
+        Workload(
             "mix",
             "everything at once, over two domains",
             domains=(

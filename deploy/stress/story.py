@@ -15,6 +15,8 @@ from protocols.script import RunScript, ScriptDone
 from services.spec.findings import Violation
 
 FRAMES_SHOWN = 3
+FOLDED = 30
+"""A story of more than four times so many steps is a livelock: its middle is left out."""
 BYTES_FIELDS = frozenset(
     {"gfns", "mfns", "extent_start", "displaced", "pool", "force_4k", "types", "orders", "data"}
 )
@@ -24,7 +26,12 @@ def lines(steps: Sequence[Step], violation: Violation | None) -> list[str]:
     """One line a step, then the verdict."""
     width = max((len(_channel(step)) for step in steps), default=0)
     out: list[str] = []
+    folded = range(FOLDED, len(steps) - FOLDED) if len(steps) > 4 * FOLDED else range(0)
     for step in steps:
+        if step.number in folded:
+            if step.number == folded[0]:
+                out.append(f"      ... {len(folded)} steps more, which go on like these ...")
+            continue
         text = f"{step.number:4d}  {_channel(step):{width}}  {describe(step)}"
         if step.overtaken:
             text += f"   <- overtakes {step.overtaken.replace('>', ' -> ')}"

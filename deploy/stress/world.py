@@ -67,7 +67,9 @@ def config_of(host: Host) -> HostConfig:
     Raises:
         BadInputError: a memory size or a format that does not go together.
     """
-    spec = HostSpec(memory_mib=host.memory_mib, nodes=host.nodes, paging=host.paging)
+    spec = HostSpec(
+        memory_mib=host.memory_mib, nodes=host.nodes, paging=host.paging, p2m_lock=host.lock
+    )
     return host_config(spec)
 
 

@@ -27,8 +27,10 @@ class DeferredFlush(P2m):
 
 
 class FreeBeforeFlush(ZooEntry):
-    """The flush of a removed mapping was deferred past the point where its frame was freed, so
-    that a vCPU could still write to memory that somebody else owned by then."""
+    """The flush of a removed mapping was deferred past the point where its frame was freed.
+
+    A vCPU could still write to memory that somebody else owned by then.
+    """
 
     name = "xsa-346"
     source = "XSA-346, commit 5777a3742d"

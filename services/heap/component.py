@@ -215,8 +215,12 @@ class Allocator(Component):
         if book.pool_pages > target:
             reply = await Call(address, P2mPoolRemove(book.domid, book.pool_pages - target))
             mfns = unpack(reply.mfns)
-            self.memory.free(mfns, 0, DOMID_XEN, dirty=False)
             book.pool_pages -= mfns.size
+            for first in range(0, mfns.size, SLICE_FRAMES):
+                if first:
+                    await Preempt(first)
+                part = mfns[first : first + SLICE_FRAMES]
+                self.memory.free(part, 0, DOMID_XEN, dirty=False)
             if book.pool_pages > target:
                 return failed(Errno.ENOMEM)
         return OK
@@ -247,7 +251,10 @@ class Allocator(Component):
             return failed(Errno.ESRCH)
         teardown = await Call(envelope.p2m(m.domid), P2mTeardown(m.domid))
         pool = unpack(teardown.mfns)
-        self.memory.free(pool, 0, DOMID_XEN, dirty=True)
+        for first in range(0, pool.size, SLICE_FRAMES):
+            part = pool[first : first + SLICE_FRAMES]
+            self.memory.free(part, 0, DOMID_XEN, dirty=True)
+            await Preempt(first + part.size)
         freed = 0
         while nr := self.memory.free_owned(m.domid, SLICE_FRAMES):
             freed += nr

@@ -214,3 +214,10 @@ def test_a_domain_destroyed_and_used_while_it_is_created_leaves_nothing_behind()
         random = Random(seed)
         outcome = run_strategy(work, "random", random, 3, ("pool", "heap"))
         assert str(outcome.violation) == "None", f"seed {seed}"
+
+
+def test_tear_down_of_a_large_domain_is_done_in_slices():
+    """XSA-410 in our own code, found by the zoo: pool and first slice went in one step."""
+    big = DomainSetup(domid=1, max_mib=1100, extents=(Extents(1 << 18, 1, 18), Extents(A, 1, 9)))
+    work = case([Operation("destroy", 1)], domains=(big,), memory_mib=3072)
+    assert str(run_schedule(work, Schedule()).outcome.violation) == "None"
