@@ -93,6 +93,7 @@ class _Clock:
         self._seq = 0
         self._busy: dict[tuple[str, int], int] = {}
         self._called: dict[str, int] = {}
+        self._sent: dict[tuple[str, str], int] = {}
         self.latencies: list[int] = []
         self.now = 0
         for client, script in enumerate(case.clients):
@@ -100,7 +101,10 @@ class _Clock:
             self._post(0, Envelope(CLIENT, dst, 1 << 40, 0, RunScript(list(script))))
 
     def _post(self, when: int, envelope: Envelope) -> None:
+        """Send; a link keeps its order, whatever each message costs."""
         self._seq += 1
+        link = (envelope.src, envelope.dst)
+        when = self._sent[link] = max(when, self._sent.get(link, 0))
         heappush(self._events, (when, self._seq, envelope.dst, envelope))
 
     def run(self) -> None:
@@ -116,6 +120,7 @@ class _Clock:
                 continue
             self._step(start, dst, envelope)
         self._world.abandon()
+        assert not self._called, f"{len(self._called)} operations never returned"
 
     def _scope(self, dst: str, envelope: Envelope | None) -> list[tuple[str, int]]:
         """The parts of the tables that a step works on under a lock."""
@@ -139,6 +144,7 @@ class _Clock:
     def _step(self, start: int, dst: str, envelope: Envelope | None) -> None:
         world = self._world
         host = world.host(dst)
+        host.trust_links()
         world.watch.begin_step()
         if envelope is not None and dst[0] == "t" and envelope.in_reply_to:
             self.latencies.append(start - self._called.pop(dst))

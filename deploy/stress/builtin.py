@@ -223,7 +223,7 @@ WORKLOADS: Final = {
                 OperationSpec("get", 3, gfns=((_A, _A + (32 << 9)),)),
                 OperationSpec("touch", 2, gfns=((_A, _A + (32 << 9)),)),
             ),
-            ops=8,
+            ops=32,
             expects=("shatter 9", "flush"),
         ),
         Workload(

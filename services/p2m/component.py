@@ -111,6 +111,11 @@ class P2m(Component):
         return self._table
 
     @property
+    def nr_shatters(self) -> int:
+        """Superpages shattered so far, of any order."""
+        return sum(self._shatters.values())
+
+    @property
     def outstanding_flushes(self) -> int:
         """Flushes that some walker has not acknowledged yet."""
         return self._outstanding_flushes
