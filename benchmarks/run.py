@@ -21,13 +21,17 @@ AIMS = {
     "build_4gib_4k_ratio": ("10 or less", lambda value: value <= 10),
     "fleet_1000_seconds": ("under 30", lambda value: value < 30),
     "fleet_1000_pss_gib": ("under 12", lambda value: value < 12),
+    "stress_schedules_per_s": ("2,000", lambda value: value >= 2000),
+    "stress_jobs_ratio": ("at least 1.7", lambda value: value >= 1.7),
+    "zoo_seconds": ("under 180", lambda value: value < 180),
+    "stress_ray_recording_cost": ("under 0.10", lambda value: value < 0.10),
 }
-RAY = ("transport", "fleet", "shatter_ray", "ray_real")
+RAY = ("transport", "fleet", "shatter_ray", "ray_real", "stress_ray")
 
 
 def suites():
     """Name to (function of one repetition); Ray is imported only when it is needed."""
-    from benchmarks import build, local, shatter, walker
+    from benchmarks import build, local, shatter, stress, walker
 
     def transport():
         from benchmarks import transport as module
@@ -49,9 +53,13 @@ def suites():
         "local": local.measure,
         "walker": walker.measure,
         "shatter_local": shatter.measure_local,
+        "stress": stress.measure_local,
+        "stress_jobs": stress.measure_jobs,
+        "zoo": stress.measure_zoo,
         "transport": transport,
         "ray_real": ray_real,
         "shatter_ray": shatter.measure_ray,
+        "stress_ray": stress.measure_ray,
         "fleet": fleet,
     }
 

@@ -49,6 +49,11 @@ def zoo(options: dict[str, Any]) -> int:
     return _one(results[0], options)
 
 
+def hunt_all(options: dict[str, Any]) -> list[ZooRow]:
+    """The rows of every entry, as ``--zoo all`` shows them."""
+    return [result.row for result in _hunt(list(entries().values()), {}, options)]
+
+
 def _one(result: HuntResult, options: dict[str, Any]) -> int:
     """The story of the one bug; the last line names its file."""
     from deploy.cli.stress import save, show  # noqa: PLC0415 (stress imports this module)

@@ -13,6 +13,8 @@ _A, _B, _C = 0x200, 0x400, 0x600
 _HOT: Final = (_A + 1, _A + 2, _A + 0x1FF, _B, _B + 1, _B + 0x80)
 _FREE: Final = (0x1000, 0x1001, 0x1200)
 """Gfns where nothing is mapped at the start."""
+_ACROSS: Final = (_A, _A + 1, 0x1200, 0x1201)
+"""Gfns whose frames lie on different nodes where a domain is larger than one."""
 _TYPES: Final = (P2mType.RAM_RW, P2mType.RAM_RO, P2mType.RAM_LOGDIRTY)
 
 _SMALL: Final = DomainSetup(
@@ -140,6 +142,20 @@ WORKLOADS: Final = {
                 OperationSpec("touch", 4, gfns=_HOT),
             ),
             expects=("teardown", "flush"),
+        ),
+        Workload(
+            "split-numa",
+            "a domain whose frames lie on two nodes: words and frees travel between allocators",
+            host=Host(memory_mib=32, nodes=2),
+            domains=(DomainSetup(domid=1, max_mib=28, vcpus=1, extents=(Extents(_A, 9, 9),)),),
+            operations=(
+                OperationSpec("move", 4, gfns=(_A, _A + 1, 0x1200, 0x1201), targets=_ACROSS),
+                OperationSpec("decrease", 4, gfns=_ACROSS, nr=(1, 2)),
+                OperationSpec("populate", 3, gfns=_ACROSS, nr=(1, 2)),
+                OperationSpec("get", 1, gfns=_ACROSS),
+                OperationSpec("touch", 1, gfns=_ACROSS),
+            ),
+            expects=("shatter 9",),
         ),
         Workload(
             "split-pool",

@@ -72,9 +72,10 @@ async def _move(allocator: Allocator, book: DomainBook, src: int, dst: int) -> E
     if reply.rc:
         return Errno(-reply.rc)
     displaced = unpack(reply.displaced)
+    # Before anything is awaited: whoever takes the page away from dst meanwhile must come later.
+    await allocator.set_m2p(mfn, np.array([dst], dtype=np.uint64), 0, book.domid)
     await allocator.free_frames(displaced, 0, book.domid)
     book.unassign(int(displaced.size))
-    await allocator.set_m2p(mfn, np.array([dst], dtype=np.uint64), 0, book.domid)
     return Errno.OK
 
 

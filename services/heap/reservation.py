@@ -13,7 +13,7 @@ import numpy as np
 
 from protocols import envelope
 from protocols.errno import Errno
-from protocols.frames import MAX_ORDER, ORDER_2M, FrameArray, pack, unpack
+from protocols.frames import MAX_ORDER, ORDER_2M, FrameArray, expand, pack, unpack
 from protocols.memory import (
     DecreaseReservation,
     IncreaseReservation,
@@ -155,10 +155,14 @@ async def _map(
     add = P2mAddPage(book.domid, order, pack(gfns), pack(mfns))
     reply = await Call(envelope.p2m(book.domid), add)
     nr = reply.nr_done
-    await allocator.set_m2p(mfns[:nr], gfns[:nr], order, book.domid)
     if reply.nr_partial:
+        # All words in one go: a page may be taken away while the last of them are on their way.
         step = np.arange(reply.nr_partial, dtype=np.uint64)
-        await allocator.set_m2p(mfns[nr] + step, gfns[nr] + step, 0, book.domid)
+        words = np.concatenate((expand(mfns[:nr], order), mfns[nr] + step))
+        names = np.concatenate((expand(gfns[:nr], order), gfns[nr] + step))
+        await allocator.set_m2p(words, names, 0, book.domid)
+    else:
+        await allocator.set_m2p(mfns[:nr], gfns[:nr], order, book.domid)
     if reply.displaced:
         # Last, since a gfn named twice displaces a frame that this very call had mapped.
         await allocator.set_m2p(unpack(reply.displaced), None, 0, book.domid)

@@ -221,3 +221,19 @@ def test_tear_down_of_a_large_domain_is_done_in_slices():
     big = DomainSetup(domid=1, max_mib=1100, extents=(Extents(1 << 18, 1, 18), Extents(A, 1, 9)))
     work = case([Operation("destroy", 1)], domains=(big,), memory_mib=3072)
     assert str(run_schedule(work, Schedule()).outcome.violation) == "None"
+
+
+def test_m2p_words_are_written_before_a_remote_free_is_waited_for():
+    """Found by split-numa: a populate took the moved page's place during the wait."""
+    domain = DomainSetup(domid=1, max_mib=28, extents=(Extents(A, 9, 9),))
+    work = case(
+        [Operation("move", 1, A + 1, target=0x1200)],
+        [Operation("populate", 1, 0x1200)],
+        domains=(domain,),
+        memory_mib=32,
+        nodes=2,
+    )
+    plan = Plan(WORKLOADS["split-numa"], schedules=5000)
+    found = search.depth_first(plan, work, None)
+    assert found.exhausted
+    assert found.failure is None
