@@ -68,6 +68,7 @@ from services.p2m.entry import bits_63_52, flags_low12
 from services.p2m.geometry import GEOMETRIES
 from services.p2m.kinds import IS_HOLE, IS_RAM, IS_SPECIAL, NO_FRAMES, invalid, one
 from services.p2m.locking import DOMAIN_LEVEL, make_locking, one_step
+from services.p2m.lookup import LevelScan
 from services.p2m.pod import PodState
 from services.p2m.table import P2mTable, SetResult
 
@@ -510,15 +511,17 @@ class P2m(Component):
         if table is None:
             nothing = LeafTable(m.domid, b"", b"", b"", b"", b"", b"")
             return P2mSnapshotReply(nothing, b"", b"", 0, 0, b"", 0, {}, {}, 0, 0, [])
+        scans = table.scan()
+        nothing = LeafTable(m.domid, b"", b"", b"", b"", b"", b"")
         return P2mSnapshotReply(
-            leaf_table(table) if m.leaves else LeafTable(m.domid, b"", b"", b"", b"", b"", b""),
-            pack(table.table_mfns()),
+            leaf_table(table, scans) if m.leaves else nothing,
+            pack(table.table_mfns(scans)),
             pack(table.pool_mfns()),
             table.pool_free,
             self.pod.entry_count,
             pack(self.pod.frames()),
             self._outstanding_flushes + table.pool_outstanding,
-            table.extents(),
+            table.extents(scans),
             dict(self._shatters),
             self._nr_updates,
             max(0, table.max_mapped_pfn),
@@ -538,9 +541,9 @@ def displaced_frames(result: SetResult) -> FrameArray:
     return np.concatenate(parts)
 
 
-def leaf_table(table: P2mTable) -> LeafTable:
+def leaf_table(table: P2mTable, scans: list[LevelScan] | None = None) -> LeafTable:
     """The leaves as they travel; ``mfns`` is the frame field as it stands in the entry."""
-    leaves = table.leaves()
+    leaves = table.leaves(scans)
     frames = (leaves.entries.astype(np.uint64) & np.uint64(table.geometry.frame_mask)) >> 12
     return LeafTable(
         table.domid,

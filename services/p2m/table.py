@@ -344,9 +344,9 @@ class P2mTable:
         """Raw 4096 bytes of a table frame, retired ones included; zeros if it is none."""
         return self._pool.read(mfn)
 
-    def leaves(self) -> Leaves:
-        """Every leaf, present or not, ascending gfn."""
-        return leaves_of(self.geometry, self.scan())
+    def leaves(self, scans: list[LevelScan] | None = None) -> Leaves:
+        """Every leaf, present or not, ascending gfn; from scans just made, if there are any."""
+        return leaves_of(self.geometry, scans or self.scan())
 
     def scan(self) -> list[LevelScan]:
         """All tables and leaves, level by level from the root; empty without a root."""
@@ -355,14 +355,14 @@ class P2mTable:
             return [LevelScan(1, EMPTY_FRAMES, nothing, EMPTY_FRAMES, EMPTY_FRAMES)]
         return scan(self._pool, self.geometry, self._root, self.geometry.levels)
 
-    def table_mfns(self) -> FrameArray:
+    def table_mfns(self, scans: list[LevelScan] | None = None) -> FrameArray:
         """Frames of every table that can be reached, the root first."""
-        return np.concatenate([part.table_mfns for part in self.scan()])
+        return np.concatenate([part.table_mfns for part in scans or self.scan()])
 
-    def extents(self) -> dict[int, int]:
+    def extents(self, scans: list[LevelScan] | None = None) -> dict[int, int]:
         """How many present leaves there are of each order of the geometry."""
         counts = dict.fromkeys(self.geometry.leaf_orders, 0)
-        for part in self.scan():
+        for part in scans or self.scan():
             present = int(np.count_nonzero(is_present(self.geometry, part.entries)))
             if present:
                 counts[self.geometry.leaf_orders[part.level - 1]] += present
