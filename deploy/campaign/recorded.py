@@ -59,6 +59,8 @@ def replay(
     for address, sequence in waiting.items():
         if taken[address] < len(sequence):
             each = sequence[taken[address]]
+            for host in hosts.values():
+                host.abandon()
             raise ReplayDivergedError(
                 f"{address}: step {taken[address]} of {len(sequence)} was {each.src} "
                 f"#{each.msg_id}, which is not sent in the replay"

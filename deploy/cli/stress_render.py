@@ -204,7 +204,7 @@ def print_zoo(rows: list[ZooRow]) -> None:
             "clean" if row.clean else "NOT CLEAN",
             f"{row.clean_schedules:,}",
             row.invariant,
-            row.source,
+            row.source.partition(",")[0],
         )
     console.print(table)
     for row in rows:

@@ -15,6 +15,7 @@ from protocols.script import RunScript, ScriptDone
 from services.spec.findings import Violation
 
 FRAMES_SHOWN = 3
+QUIET = frozenset({"reader", "caller", "write", "want_mfns"})
 FOLDED = 30
 """A story of more than four times so many steps is a livelock: its middle is left out."""
 BYTES_FIELDS = frozenset(
@@ -80,7 +81,7 @@ def describe_body(body: Any) -> str:
         if isinstance(value, bytes):
             if value:
                 words.append(f"{name}={_frames(name, value)}")
-        elif name in {"reader", "caller", "write", "want_mfns"} or value in (None, {}, []):
+        elif name in QUIET or value in (None, {}, []) or (name == "nr_partial" and not value):
             continue
         elif isinstance(value, int) and name in {"gpfn", "idx", "src", "dst", "mfn", "gfn"}:
             words.append(f"{name}={value:#x}")
