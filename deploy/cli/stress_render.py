@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from protocols.script import Operation
 from services.spec.findings import Violation
 
 STATES_SHOWN = 24
+SOURCE_END = re.compile(r" ?[,;(]")
+"""The table shows the beginning of an entry's source; ``--zoo list`` shows all of it."""
 
 
 def report(
@@ -204,7 +207,7 @@ def print_zoo(rows: list[ZooRow]) -> None:
             "clean" if row.clean else "NOT CLEAN",
             f"{row.clean_schedules:,}",
             row.invariant,
-            row.source.partition(",")[0],
+            SOURCE_END.split(row.source)[0],
         )
     console.print(table)
     for row in rows:

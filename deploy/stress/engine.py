@@ -298,6 +298,7 @@ class Engine:
             out = host.deliver(envelope, drain=False)
         if watch.consumed:
             self._consumed()
+        recovered = False
         if self._logging:
             self._logs.setdefault(dst, []).append((envelope, tuple(watch.consumed)))
             if fault is not None and fault.kind == "crash":
@@ -305,12 +306,14 @@ class Engine:
                 watch.events.add("crash")
                 out = self._recover(dst)
                 host = self.world.hosts[dst]
+                recovered = True
         state = self._advance_hash(dst, cause)
         if host.blocked():
             for activity in host.blocked():
                 self._origin.setdefault(activity, client)
             self._note_ready(dst, host, state)
-        self._check(dst, host, envelope, out)
+        # What a recovered component says again was checked when it said it first.
+        self._check(dst, host, envelope, [] if recovered else out)
         for number, each in enumerate(out):
             if dst[0] == "t" and each.dst != CLIENT:
                 self._calls.called(_number(dst), each, self._step)

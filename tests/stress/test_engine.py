@@ -237,3 +237,15 @@ def test_m2p_words_are_written_before_a_remote_free_is_waited_for():
     found = search.depth_first(plan, work, None)
     assert found.exhausted
     assert found.failure is None
+
+
+def test_what_a_recovered_walker_repeats_is_not_held_against_it():
+    """An old answer comes again after its frame was given back: nobody uses it."""
+    work = case(
+        [Operation("touch", 1, A + 1)],
+        [Operation("decrease", 1, A + 1), Operation("touch", 1, A + 2)],
+    )
+    calm = run_schedule(work, Schedule()).outcome
+    for step in range(calm.nr_steps):
+        outcome = run_schedule(work, Schedule(faults=(Fault(step, "crash"),))).outcome
+        assert str(outcome.violation) == "None", f"crash at step {step}"
