@@ -31,6 +31,9 @@ from services.spec.history import to_json_line
 EXIT_VIOLATION: Final = 1
 EXIT_NO_VERDICT: Final = 3
 SCHEDULES: Final = 1000
+USUAL: Final = "split-storm"
+COMPARED: Final = "split-spread"
+"""Workloads where none is named: alone, and with --compare-locks."""
 
 EPILOG = """\b
 Examples:
@@ -40,7 +43,7 @@ Examples:
   shatterproof stress --replay counterexample.json --until 12
 
 \b
-WORKLOAD is a TOML file or one of:
+WORKLOAD (split-storm if there is none) is a TOML file or one of:
   """ + "\n  ".join(f"{name:18} {each.summary}" for name, each in WORKLOADS.items())
 
 
@@ -156,9 +159,10 @@ def _check(options: dict[str, Any]) -> None:
         )
         if given
     ]
-    if len(modes) != 1:
-        told = " and ".join(modes) or "nothing"
-        raise BadInputError(f"stress: expected a WORKLOAD, --replay or --zoo; got {told}")
+    if len(modes) > 1:
+        raise BadInputError(
+            f"stress: expected a WORKLOAD, --replay or --zoo; got {' and '.join(modes)}"
+        )
     if options["until"] is not None and options["replay_path"] is None:
         raise BadInputError("--until: needs --replay")
     if options["schedules"] is not None and options["seconds"] is not None:
@@ -175,7 +179,7 @@ def _check(options: dict[str, Any]) -> None:
 
 def _workload(options: dict[str, Any]) -> Workload:
     """The workload named, with the command line's numbers."""
-    name: str = options["workload"]
+    name: str = options["workload"] or (COMPARED if options["compare_locks"] else USUAL)
     workload = WORKLOADS.get(name)
     if workload is None:
         if not name.endswith(".toml"):

@@ -195,6 +195,7 @@ class Watch:
         """The domain's tables are gone."""
         physmap = self.physmaps.pop(domid, None)
         if physmap is not None:
+            self.events.add("teardown")
             for gfn in self.watched[domid].tolist():
                 self.timeline[domid, gfn].append((self.step, self.client, INVALID_FRAME))
 

@@ -68,6 +68,14 @@ def test_every_workload_is_clean_under_every_strategy_and_fault(name, strategy):
     assert struck, "faults were on the menu, and none found its mark"
 
 
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_provokes_what_it_is_for(name):
+    workload = WORKLOADS[name]
+    found = chunks.run(Plan(workload, schedules=64, faults=FAULT_KINDS))
+    assert found.failure is None
+    assert set(workload.expects) <= found.events
+
+
 @pytest.mark.parametrize("strategy", strategies.SAMPLING)
 def test_a_schedule_can_be_run_again(strategy):
     random = Random(strategy)

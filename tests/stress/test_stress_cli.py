@@ -48,6 +48,26 @@ def test_a_clean_campaign(capsys, tmp_path):
     assert {"client", "call", "return", "op", "domid", "gfn", "result"} <= lines[0].keys()
 
 
+def test_without_a_workload_it_is_a_split_storm(capsys):
+    _, found = report(capsys, "--schedules", "3")
+    assert (found["workload"], found["schedules"]) == ("split-storm", 3)
+
+
+def test_lock_protocols_compared(capsys, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(WORKLOAD)
+    status, found = report(capsys, str(path), "--compare-locks", "--schedules", "5")
+    assert status == 0
+    assert [each["lock"] for each in found["verdicts"]] == [
+        "domain", "region", "optimistic", "none",
+    ]  # fmt: skip
+    assert all(each["clean"] for each in found["verdicts"][:3])
+    points = {(each["lock"], each["clients"]): each for each in found["points"]}
+    assert points["domain", 64]["operations"] == 128
+    assert points["domain", 64]["wait_ns"] > points["domain", 1]["wait_ns"] == 0
+    assert found["costs_ns"]["flush"] > found["costs_ns"]["hop"]
+
+
 def test_numbers_of_the_command_line(capsys):
     status, found = report(
         capsys, "split-storm", "--schedules", "5", "--clients", "3", "--ops", "2",
@@ -99,7 +119,7 @@ def test_the_list_of_the_zoo(capsys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "expected a WORKLOAD, --replay or --zoo; got nothing"),
+        (["--zoo", "all", "--replay", "x.json"], "got --replay and --zoo"),
         (["nonsense"], "no workload 'nonsense'"),
         (["none.toml"], "none.toml: No such file"),
         (["split-storm", "--zoo", "all"], "got WORKLOAD and --zoo"),
