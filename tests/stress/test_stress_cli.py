@@ -185,3 +185,9 @@ def test_a_bad_counterexample_is_one_line(capsys, tmp_path, change, complaint):
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert complaint in err
+
+
+def test_the_example_workload(capsys):
+    path = Path(__file__).parents[2] / "examples" / "stress" / "balloon.toml"
+    status, found = report(capsys, str(path), "--schedules", "20")
+    assert (status, found["workload"], found["verdict"]) == (0, "balloon", "clean")
