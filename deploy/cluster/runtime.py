@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,9 @@ CONNECT_SECONDS: Final = 5.0
 SOCKET_DIRECTORY_MAX: Final = 24
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.1
+POLL_EVERYBODY: Final = 5
+"""Every so many polls all shards are asked, between them those that owe replies: a poll costs each
+actor as much as a batch."""
 STUCK_SECONDS: Final = 20.0
 OBJECT_STORE_BYTES: Final = 256 << 20
 RESTARTS_MAX: Final = 16
@@ -270,9 +274,9 @@ class RayRuntime:
         self._send_unanswered(range(len(self._layout)))
         replies: dict[int, Message] = {}
         pause, moved_at = POLL_SECONDS_MIN, time.monotonic()
-        while True:
+        for turn in count():
             before = (self.nr_delivered, len(replies), self.nr_kills)
-            busy = self._collect(replies)
+            busy = self._collect(replies, everybody=turn % POLL_EVERYBODY == 0)
             if len(replies) == len(requests):
                 break
             now = time.monotonic()
@@ -288,19 +292,26 @@ class RayRuntime:
         """What these shards owe the client a reply for, in the order of the ids."""
         outgoing: dict[int, list[Envelope]] = {}
         for envelope in self._unanswered.values():
-            place = shard_of(envelope.dst, self._shards, self.config.nr_nodes)
-            outgoing.setdefault(self._number[place], []).append(envelope)
+            outgoing.setdefault(self._owing(envelope), []).append(envelope)
         for number in numbers:
             if number in outgoing:
                 for data in split(outgoing[number], CLIENT_SHARD):
                     self._actors[number].deliver.remote(data)
 
-    def _collect(self, replies: dict[int, Message]) -> bool:
-        reports, dead = self._gather([actor.report.remote() for actor in self._actors])
-        for number, report in reports.items():
-            self._take_report(number, report, replies)
+    def _owing(self, envelope: Envelope) -> int:
+        """The shard that a request of the client goes to."""
+        return self._number[shard_of(envelope.dst, self._shards, self.config.nr_nodes)]
+
+    def _collect(self, replies: dict[int, Message], *, everybody: bool) -> bool:
+        """Ask the shards that owe the client replies how things stand, now and then all of them."""
+        numbers = range(len(self._actors))
+        if not everybody and self._chaos is None:
+            numbers = sorted({self._owing(each) for each in self._unanswered.values()})
+        reports, dead = self._gather([self._actors[number].report.remote() for number in numbers])
+        for at, report in reports.items():
+            self._take_report(numbers[at], report, replies)
         if dead:
-            self._recover(dead)
+            self._recover({numbers[at]: reason for at, reason in dead.items()})
         if self._progress is not None:
             self._progress.delivered(self.nr_delivered)
         return any(report.busy for report in reports.values())
