@@ -1,0 +1,1 @@
+"""What traces say, shown and exported: pages, Perfetto, tables, comparisons."""
