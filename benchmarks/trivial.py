@@ -41,7 +41,7 @@ class P2m(Component):
 KINDS = {"toolstack": Toolstack, "allocator": Allocator, "p2m": P2m}
 
 
-def make_component(address, config, on_p2m_update=None):
+def make_component(address, config, on_mem_event=None):
     """The factory that a shard is told by name."""
-    del config, on_p2m_update
+    del config, on_mem_event
     return KINDS[address.partition("/")[0]](Context(address))

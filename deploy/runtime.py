@@ -10,6 +10,8 @@ from protocols.envelope import Envelope
 from protocols.errno import ShatterproofError
 from protocols.frames import FrameArray
 from protocols.message import Message, Request
+from protocols.trace import MemEvent
+from services.trace.tape import Part
 
 
 class Progress(Protocol):
@@ -37,16 +39,38 @@ class RunStuckError(ShatterproofError):
 
 
 class Recorder(Protocol):
-    """Sees every delivery and every p2m update, in order."""
+    """Sees every delivery and every memory event, in order."""
 
     def delivered(self, envelope: Envelope) -> None:
         """An envelope reaches its destination."""
         ...
 
-    def p2m_update(
-        self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
+    def mem_event(
+        self,
+        event: MemEvent,
+        domid: int,
+        order: int,
+        p2mt: int,
+        gfns: FrameArray,
+        mfns: FrameArray,
     ) -> None:
-        """Chunks that Xen would trace as TRC_MEM_SET_P2M_ENTRY."""
+        """What Xen would trace (``MemEventHook``)."""
+        ...
+
+
+class TraceSink(Protocol):
+    """Takes what tapes have recorded, now and then."""
+
+    def add(self, tape: int, part: Part, offset: int = 0) -> None:
+        """A part of a shard's tape; ``offset`` is added to its times."""
+        ...
+
+    def add_requests(self, envelopes: Sequence[Envelope]) -> None:
+        """What the client has sent, whole; the part that says so was added before."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is complete."""
         ...
 
 

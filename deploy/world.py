@@ -10,7 +10,7 @@ from typing import Final, cast
 from deploy.scenario.model import HostSpec
 from protocols.errno import BadInputError, ProtocolError
 from services.component.component import Component
-from services.component.context import Context, P2mUpdateHook
+from services.component.context import Context, MemEventHook
 from services.heap.component import Allocator
 from services.heap.host import HostConfig
 from services.p2m.component import P2m
@@ -66,7 +66,7 @@ KINDS: Final = Kinds()
 def make_component(
     address: str,
     config: HostConfig,
-    on_p2m_update: P2mUpdateHook | None = None,
+    on_mem_event: MemEventHook | None = None,
     kinds: Kinds = KINDS,
 ) -> Component:
     """The component behind an address; components come into being when first spoken to.
@@ -75,7 +75,7 @@ def make_component(
         ProtocolError: an address that names no component of this world.
     """
     service, _, instance = address.partition("/")
-    context = Context(address, on_p2m_update)
+    context = Context(address, on_mem_event)
     if service == "p2m" and instance.isdecimal():
         return kinds.p2m(context, config.home(int(instance)), config.p2m_lock)
     if service == "walker":
@@ -89,7 +89,7 @@ def make_component(
     raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
 
 
-Factory = Callable[[str, HostConfig, P2mUpdateHook | None], Component]
+Factory = Callable[[str, HostConfig, MemEventHook | None], Component]
 """Makes the component of an address; another one than ``make_component`` overrides components."""
 
 

@@ -104,12 +104,3 @@ class WalkerSnapshotReply(Message, frozen=True, tag="snapshot_walker_reply"):
     orders: bytes
     frame_mfns: bytes
 
-
-class SetP2mEntryEvent(Message, frozen=True, tag="set_p2m_entry"):
-    """A trace record, not a message: TRC_MEM_SET_P2M_ENTRY for chunks of one order and type."""
-
-    domid: Domid
-    order: Count
-    p2mt: Count
-    gfns: Frames
-    mfns: Frames

@@ -27,6 +27,7 @@ from protocols.memory import DecreaseReservation, PopulatePhysmap
 from protocols.p2m import P2mGetEntry, P2mTranslate
 from protocols.p2m_types import P2mType
 from protocols.toolstack import GuestConfig
+from protocols.trace import MemEvent
 from protocols.walk import Touch
 from services.toolstack.xl_cfg import parse_xl_cfg
 
@@ -223,7 +224,9 @@ class UpdateRecorder:
     def delivered(self, sent):
         self.kinds[type(sent.body)] += 1
 
-    def p2m_update(self, domid, order, p2mt, gfns, mfns):
+    def mem_event(self, event, domid, order, p2mt, gfns, mfns):
         assert gfns.size == mfns.size
+        if event != MemEvent.SET_P2M_ENTRY:
+            return
         rows = self.updates.setdefault(domid, [])
         rows += [(gfn, order, p2mt) for gfn in gfns.tolist()]

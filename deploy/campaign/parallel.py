@@ -28,7 +28,7 @@ from services.spec.findings import Violation
 if TYPE_CHECKING:
     from deploy.cluster.runtime import RayRuntime
     from services.component.component import Component
-    from services.component.context import P2mUpdateHook
+    from services.component.context import MemEventHook
     from services.spec.history import Event
 
 FAILING: Final = "deploy.campaign.parallel:make_failing"
@@ -50,10 +50,10 @@ class Exhausted(NodeMemory):
 
 
 def make_failing(
-    address: str, config: HostConfig, on_p2m_update: P2mUpdateHook | None = None
+    address: str, config: HostConfig, on_mem_event: MemEventHook | None = None
 ) -> Component:
     """The factory of a world whose allocators fail now and then."""
-    component = make_component(address, config, on_p2m_update)
+    component = make_component(address, config, on_mem_event)
     if isinstance(component, Allocator):
         start, nr = config.node_range(component.node)
         component.memory = Exhausted(component.node, start, nr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 
 from deploy.cli.files import check_directory, check_file
 from deploy.cli.progress import ProgressDisplay
-from deploy.cli.trace import MemoryRecorder, write_trace
-from deploy.runtime import Runtime
+from deploy.cli.trace import trace_file
+from deploy.runtime import Runtime, TraceSink
 from deploy.sim.oracles import Seeded
 from deploy.sim.runtime import SimRuntime
 from protocols.errno import BadInputError
@@ -28,6 +29,7 @@ class RunOptions:
     trace: Path | None = None
     dump_p2m: Path | None = None
     json_path: str | None = None
+    wall_clock: bool = False
 
     def check(self) -> None:
         """Refuse what cannot work before anything starts.
@@ -51,13 +53,27 @@ class RunOptions:
 def started(
     options: RunOptions, config: HostConfig, progress: ProgressDisplay
 ) -> Generator[Runtime]:
-    """A runtime for the block; its trace is written when the block ends well."""
+    """A runtime for the block; its trace is written meanwhile."""
+    local = options.runtime == "local"
+    with trace_file(
+        options.trace, config, runtime=options.runtime, seed=options.seed if local else None,
+        wall_clock=options.wall_clock or not local,
+    ) as sink, _runtime(options, config, progress, sink) as runtime:  # fmt: skip
+        yield runtime
+
+
+@contextmanager
+def _runtime(
+    options: RunOptions, config: HostConfig, progress: ProgressDisplay, sink: TraceSink | None
+) -> Generator[Runtime]:
     if options.runtime == "local":
-        recorder = MemoryRecorder() if options.trace is not None else None
         oracle = None if options.seed is None else Seeded(options.seed)
-        yield SimRuntime(config, oracle=oracle, recorder=recorder, progress=progress)
-        if recorder is not None and options.trace is not None:
-            write_trace(options.trace, recorder.records, runtime="local", seed=options.seed)
+        clock = time.perf_counter_ns if options.wall_clock else None
+        local = SimRuntime(config, oracle=oracle, sink=sink, clock=clock, progress=progress)
+        try:
+            yield local
+        finally:
+            local.close()
         return
     # Ray takes over a second to import; the local runtime must not pay for it.
     from deploy.cluster.runtime import RayCluster, RayRuntime  # noqa: PLC0415
@@ -65,13 +81,9 @@ def started(
     progress.phase("starting Ray")
     cluster = RayCluster(options.address)
     try:
-        runtime = RayRuntime(
-            config, shards=options.shards, record=options.trace is not None, progress=progress
-        )
+        runtime = RayRuntime(config, shards=options.shards, sink=sink, progress=progress)
         try:
             yield runtime
-            if options.trace is not None:
-                write_trace(options.trace, runtime.journal(), runtime="ray", seed=None)
         finally:
             runtime.close()
     finally:

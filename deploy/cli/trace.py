@@ -1,70 +1,86 @@
-"""The message trace: an append-only msgpack stream, written when a run ends.
-
-One header map, then records ``[when, shard, kind, payload]``. Kind 0 is a delivered envelope
-(payload as on the wire), kind 1 a p2m update (``set_p2m_entry``). ``when`` is nanoseconds since
-the epoch on Ray, and the number of the record on the local runtime, where no time exists.
-"""
+"""Trace files that commands write: appended to while the run goes on, so that none is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO
 
-import msgpack
-import msgspec
-
-from deploy.cli.files import whole_file
-from protocols.codec import encode_envelope
-from protocols.control import SetP2mEntryEvent
 from protocols.envelope import Envelope
-from protocols.frames import FrameArray, pack
-from protocols.message import PROTOCOL_VERSION
-
-_msgpack: Any = msgpack
-"""The package has no annotations."""
-
-TRACE_FORMAT: Final = "shatterproof-trace"
-TRACE_VERSION: Final = 1
-
-Record = tuple[int, int, bytes]
-"""(when, shard, encoded envelope or event)."""
+from protocols.errno import BadInputError
+from services.heap.host import HostConfig
+from services.trace.tape import Part
+from services.trace.writer import STEP, TraceEncoder, describe_run, ns_clock
 
 
-class MemoryRecorder:
-    """Keeps what the local runtime delivers, encoded, in order."""
+class FileSink:
+    """A ``TraceSink`` that appends whole blocks to a file, from the first part on."""
 
-    def __init__(self) -> None:
-        self.records: list[Record] = []
+    def __init__(self, open_file: Callable[[], BinaryIO], header: dict[str, Any]) -> None:
+        self._open = open_file
+        self._file: BinaryIO | None = None
+        self._encoder = TraceEncoder(header)
 
-    def delivered(self, envelope: Envelope) -> None:
-        """An envelope reaches its destination."""
-        self.records.append((len(self.records), 0, encode_envelope(envelope)))
+    def add(self, tape: int, part: Part, offset: int = 0) -> None:
+        """See ``TraceSink.add``."""
+        if self._file is None:
+            self._file = self._open()
+        self._encoder.add(tape, part, offset)
 
-    def p2m_update(
-        self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
-    ) -> None:
-        """Chunks that Xen would trace as TRC_MEM_SET_P2M_ENTRY."""
-        event = SetP2mEntryEvent(domid, order, p2mt, pack(gfns), pack(mfns))
-        self.records.append((len(self.records), 0, msgspec.msgpack.encode(event)))
+    def add_requests(self, envelopes: Sequence[Envelope]) -> None:
+        """See ``TraceSink.add_requests``."""
+        self._encoder.add_requests(envelopes)
+
+    def flush(self) -> None:
+        """Append the blocks that are complete."""
+        assert self._file is not None, "nothing was ever added"
+        self._file.write(self._encoder.take())
+
+    def finish(self) -> None:
+        """The rest, and the index; no file for a run that never began."""
+        if self._file is not None:
+            with self._file as file:
+                file.write(self._encoder.finish())
 
 
-def write_trace(path: Path, records: Iterable[Record], *, runtime: str, seed: int | None) -> None:
-    """The whole trace to a file."""
-    packer = _msgpack.Packer()
-    header = {
-        "format": TRACE_FORMAT,
-        "version": TRACE_VERSION,
-        "protocol": PROTOCOL_VERSION,
-        "runtime": runtime,
-        "seed": seed,
-        "clock": "ns" if runtime == "ray" else "record",
+@contextmanager
+def trace_file(
+    path: Path | None, config: HostConfig, *, runtime: str, seed: int | None, wall_clock: bool
+) -> Generator[FileSink | None]:
+    """A sink that ends in a file at ``path``; None without one."""
+    if path is None:
+        yield None
+        return
+    header = describe_run(
+        runtime=runtime,
+        seed=seed,
+        clock=ns_clock(time.time_ns()) if wall_clock else STEP,
+        host=config,
+        # A run without time is the same on every machine, and so must be its trace.
+        machine=_machine() if wall_clock else {},
+    )
+    sink = FileSink(lambda: _open(path), header)
+    try:
+        yield sink
+    finally:
+        sink.finish()
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(f"--trace {path}: cannot be written: {reason}") from None
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
     }
-    event_head = msgspec.msgpack.encode("set_p2m_entry")
-    with whole_file(path, "--trace") as file:
-        file.write(packer.pack(header))
-        for when, shard, payload in records:
-            kind = 1 if payload[1 : 1 + len(event_head)] == event_head else 0
-            file.write(packer.pack_array_header(4))
-            file.write(packer.pack(when) + packer.pack(shard) + packer.pack(kind))
-            file.write(payload)

@@ -73,9 +73,9 @@ class ShardActor:
         """See ``Shard.parked``."""
         return self._shard.parked()
 
-    def journal(self, since: int) -> list[tuple[int, bytes]]:
-        """See ``Shard.journal``."""
-        return self._shard.journal(since)
+    def tape(self, last: bool) -> tuple[bytes, int]:
+        """See ``Shard.tape``."""
+        return self._shard.tape(last=last)
 
     def arrivals(self) -> list[tuple[int, str, bytes]]:
         """See ``Shard.arrivals``."""

@@ -27,13 +27,15 @@ from deploy.cluster.actor import ShardActor
 from deploy.cluster.chaos import Chaos, Life, kill_plan
 from deploy.cluster.link import split
 from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport
-from deploy.runtime import Progress, RunStuckError
+from deploy.runtime import Progress, RunStuckError, TraceSink
 from deploy.world import FACTORY, SERVICES, shard_count, shard_of
 from protocols.codec import decode_batch
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import BadInputError, ShatterproofError
 from protocols.message import Message, Request
 from services.heap.host import HostConfig
+from services.trace.join import CLIENT_TAPE
+from services.trace.tape import Part, Tape
 
 _ray: Any = ray
 """Ray's own annotations are partial; here is the one place that knows."""
@@ -46,6 +48,8 @@ POLL_EVERYBODY: Final = 5
 """Every so many polls all shards are asked, between them those that owe replies: a poll costs each
 actor as much as a batch."""
 STUCK_SECONDS: Final = 20.0
+WRITE_SECONDS: Final = 1.0
+"""How often the tapes are collected, where a trace is written."""
 OBJECT_STORE_BYTES: Final = 256 << 20
 RESTARTS_MAX: Final = 16
 """Restarts beyond the kills that were planned, before we call it an error."""
@@ -140,7 +144,8 @@ class RayRuntime:
 
     With ``chaos``, shards write ahead and die, and are started anew (see ``deploy.cluster.durable``
     and ``_recover``). ``nr_kills`` counts the lives that ended. All actors are then on the driver's
-    node, where their files are.
+    node, where their files are. ``sink`` takes a trace of the run; the actors keep their tapes in
+    memory and hand them over when they are asked, so that none of them waits for a disk.
     """
 
     def __init__(
@@ -152,9 +157,15 @@ class RayRuntime:
         factory: str = FACTORY,
         progress: Progress | None = None,
         chaos: Chaos | None = None,
+        sink: TraceSink | None = None,
     ) -> None:
+        assert sink is None or chaos is None, "a shard that dies takes its tape along"
         self.config = config
         self._shards = shards
+        self._sink = sink
+        self._tape = Tape(time.perf_counter_ns)
+        self._tape_offset = time.time_ns() - time.perf_counter_ns()
+        self._written_at = 0.0
         self._progress = progress
         self._next_id = 0
         self._layout = tuple(
@@ -165,7 +176,6 @@ class RayRuntime:
         self._number = {place: number for number, place in enumerate(self._layout)}
         nr = len(self._layout)
         self._delivered = [0] * nr
-        self._read = [0] * nr
         self._unanswered: dict[int, Envelope] = {}
         self._record, self._factory, self._chaos = record, factory, chaos
         self._incarnations = [0] * nr
@@ -199,8 +209,9 @@ class RayRuntime:
             path = str(self._directory / str(me))
             life = Life(self._chaos, path, tuple(self._incarnations), kill_after)
         config = ShardConfig(
-            self.config, self._shards, self._layout, me, self._record, self._factory, life
-        )
+            self.config, self._shards, self._layout, me, self._record, self._sink is not None,
+            self._factory, life,
+        )  # fmt: skip
         return self._actor_class.remote(msgspec.msgpack.encode(config))
 
     @property
@@ -210,6 +221,8 @@ class RayRuntime:
 
     def close(self) -> None:
         """Stop the actors."""
+        if self._sink is not None and self._actors:
+            self._write(self._sink, [], last=True)
         for actor in self._actors:
             _ray.kill(actor)
         self._actors = []
@@ -226,16 +239,6 @@ class RayRuntime:
         for counts in self._ask("counts"):
             total.update(counts)
         return total
-
-    def journal(self) -> list[tuple[int, int, bytes]]:
-        """(time ns, shard, record) of what was recorded since the last call, in order of time."""
-        merged: list[tuple[int, int, bytes]] = []
-        # A shard that was restarted has recorded the same again, so numbers hold.
-        for number, new in enumerate(self._ask_each("journal", [(nr,) for nr in self._read])):
-            self._read[number] += len(new)
-            merged += [(when, number, record) for when, record in new]
-        merged.sort(key=lambda item: item[:2])
-        return merged
 
     def arrivals(self) -> list[tuple[int, bytes]]:
         """(shard, envelope) of all that components were given since the start, in order of time.
@@ -271,6 +274,9 @@ class RayRuntime:
             self._next_id += 1
             envelope = Envelope(CLIENT, dst, self._next_id, 0, request)  # type: ignore[arg-type]
             self._unanswered[self._next_id] = envelope
+        if self._sink is not None:
+            self._tape.client_sends(list(self._unanswered.values()))
+            self._write(self._sink, list(self._unanswered.values()))
         self._send_unanswered(range(len(self._layout)))
         replies: dict[int, Message] = {}
         pause, moved_at = POLL_SECONDS_MIN, time.monotonic()
@@ -280,6 +286,8 @@ class RayRuntime:
             if len(replies) == len(requests):
                 break
             now = time.monotonic()
+            if self._sink is not None and now - self._written_at > WRITE_SECONDS:
+                self._write(self._sink, [])
             if busy or (self.nr_delivered, len(replies), self.nr_kills) != before:
                 moved_at = now
             elif now - moved_at > STUCK_SECONDS:
@@ -287,6 +295,17 @@ class RayRuntime:
             time.sleep(pause)
             pause = min(pause * 1.5, POLL_SECONDS_MAX)
         return [replies[number] for number in range(first, first + len(requests))]
+
+    def _write(self, sink: TraceSink, requests: Sequence[Envelope], *, last: bool = False) -> None:
+        """Hand on what all tapes have had; the client's own first, whose names come first."""
+        sink.add(CLIENT_TAPE, self._tape.take(), self._tape_offset)
+        sink.add_requests(requests)
+        if not requests:
+            tapes = self._ask_each("tape", [(last,)] * len(self._actors))
+            for number, (data, offset) in enumerate(tapes):
+                sink.add(number, msgspec.msgpack.decode(data, type=Part), offset)
+            sink.flush()
+        self._written_at = time.monotonic()
 
     def _send_unanswered(self, numbers: Collection[int]) -> None:
         """What these shards owe the client a reply for, in the order of the ids."""
@@ -324,6 +343,8 @@ class RayRuntime:
             if self._unanswered.pop(envelope.in_reply_to, None) is None:
                 continue
             replies[envelope.in_reply_to] = envelope.body
+            if self._sink is not None:
+                self._tape.client_gets(envelope)
             if self._progress is not None:
                 self._progress.replied(envelope.body)
         self._delivered[number] = report.delivered

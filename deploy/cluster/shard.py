@@ -18,18 +18,16 @@ from deploy.cluster.chaos import Life
 from deploy.cluster.link import Link
 from deploy.world import FACTORY, load_factory, shard_of
 from protocols.codec import decode_batch, encode_batch, encode_envelope
-from protocols.control import SetP2mEntryEvent
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import ComponentFailureError, ProtocolError
-from protocols.frames import FrameArray, pack
 from protocols.message import Message
 from protocols.registry import TAGS
 from services.component.host import Host
 from services.heap.host import HostConfig
+from services.trace.tape import NEVER, Tape
 
 CLIENT_SHARD: Final = -1
 P = ParamSpec("P")
-_encode_event: Final = msgspec.msgpack.Encoder().encode
 Send = Callable[[int, bytes], None]
 """(peer, batch): hand a batch to a peer's ``deliver``; must not block."""
 
@@ -43,6 +41,9 @@ class ShardConfig(msgspec.Struct, frozen=True):
     """(service, shard) of every actor; the position is its number."""
     me: int
     record: bool
+    """Keep every envelope that arrives."""
+    trace: bool = False
+    """Keep a tape of what happens here."""
     factory: str = FACTORY
     life: Life | None = None
     """With chaos on: which life of this shard it is, and how it goes."""
@@ -76,7 +77,10 @@ class Shard:
         self._replies: list[Envelope] = []
         self._kinds: Counter[type[Message]] = Counter()
         self._failure: str | None = None
-        self._recorded: list[tuple[int, Envelope | SetP2mEntryEvent]] = []
+        self._recorded: list[tuple[int, Envelope]] = []
+        self._tape = Tape(time.perf_counter_ns) if config.trace else None
+        # Differs from host to host and, on one, from boot to boot.
+        self._offset = time.time_ns() - time.perf_counter_ns()
 
     def _link(self, peer: int) -> Link:  # noqa: ARG002 (for subclasses)
         return Link(self._config.me)
@@ -104,7 +108,10 @@ class Shard:
         if batch.sender != CLIENT_SHARD:
             self._links[batch.sender].received(batch.credits, batch.envelopes)
         self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
-        self._pump(deque(batch.envelopes))
+        if self._tape is None:
+            self._pump(deque(batch.envelopes))
+        else:
+            self._pump_taped(batch.envelopes, self._tape)
         self._flush()
 
     def _pump(self, queue: deque[Envelope]) -> None:
@@ -127,29 +134,46 @@ class Shard:
                 else:
                     links[peer].pending.append(out)
 
+    def _pump_taped(self, envelopes: list[Envelope], tape: Tape) -> None:
+        """As ``_pump``, and every step is on the tape."""
+        now = tape.now()
+        queue = deque((envelope, now) for envelope in envelopes)
+        while queue:
+            envelope, received = queue.popleft()
+            host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
+            tape.begin(envelope, received)
+            began = tape.last
+            caused = host.deliver(envelope)
+            tape.end(envelope, began)
+            for out in caused:
+                peer = self._locate(out.dst)
+                if peer == self._config.me:
+                    self._kinds[type(out.body)] += 1
+                    queue.append((out, NEVER))
+                elif peer == CLIENT_SHARD:
+                    self._replies.append(out)
+                else:
+                    self._links[peer].pending.append(out)
+
     def _flush(self) -> None:
         for peer, link in self._links.items():
             for data in link.batches():
                 self._send(peer, data)
 
     def _locate(self, address: str) -> int:
-        config = self._config
-        place = shard_of(address, config.shards, config.host.nr_nodes)
-        peer = self._route[address] = self._number[place]
+        peer = self._route.get(address)
+        if peer is None:
+            config = self._config
+            place = shard_of(address, config.shards, config.host.nr_nodes)
+            peer = self._route[address] = self._number[place]
         return peer
 
     def _host(self, address: str) -> Host:
         assert self._locate(address) == self._config.me, f"{address} is not of this shard"
-        hook = self._p2m_update if self._config.record else None
-        host = Host(self._make(address, self._config.host, hook), retried=self._retried)
-        self._hosts[address] = host
+        hook = None if self._tape is None else self._tape.mem_event
+        component = self._make(address, self._config.host, hook)
+        host = self._hosts[address] = Host(component, retried=self._retried, watch=self._tape)
         return host
-
-    def _p2m_update(
-        self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
-    ) -> None:
-        event = SetP2mEntryEvent(domid, order, p2mt, pack(gfns), pack(mfns))
-        self._recorded.append((self._now(), event))
 
     def _now(self) -> int:
         """Nanoseconds since the epoch, for what is recorded."""
@@ -174,17 +198,18 @@ class Shard:
         """Where everybody waits."""
         return [line for host in self._hosts.values() for line in host.parked()]
 
-    def journal(self, since: int = 0) -> list[tuple[int, bytes]]:
-        """What was recorded, from number ``since`` on: (ns since the epoch, record)."""
-        return [
-            (when, encode_envelope(what) if type(what) is Envelope else _encode_event(what))
-            for when, what in self._recorded[since:]
-        ]
+    def tape(self, *, last: bool) -> tuple[bytes, int]:
+        """The tape since the last call, encoded, and what to add to its times for ns since 1970.
+
+        ``last``: the run is over, so whoever has not answered yet never will.
+        """
+        assert self._tape is not None, "no tape is kept"
+        if last:
+            for host in self._hosts.values():
+                for activity in host.activities():
+                    self._tape.unfinished(activity)
+        return msgspec.msgpack.encode(self._tape.take()), self._offset
 
     def arrivals(self) -> list[tuple[int, str, bytes]]:
         """Every envelope that a component here was given: (ns since the epoch, address, bytes)."""
-        return [
-            (when, what.dst, encode_envelope(what))
-            for when, what in self._recorded
-            if isinstance(what, Envelope)
-        ]
+        return [(when, what.dst, encode_envelope(what)) for when, what in self._recorded]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from deploy.runtime import Progress, Recorder, RunStuckError
+from deploy.runtime import Progress, Recorder, RunStuckError, TraceSink
 from deploy.sim.oracles import Oracle
 from deploy.world import Factory, make_component
 from protocols.envelope import CLIENT, Envelope
@@ -18,12 +18,18 @@ from protocols.registry import TAGS
 from services.component.component import Component
 from services.component.host import Host
 from services.heap.host import HostConfig
+from services.trace.tape import StepClock, Tape
 
 PROGRESS_EVERY = 4096
+WRITE_EVERY = 1 << 16
+"""Deliveries between two writes of the trace."""
 
 
 class SimRuntime:
-    """All components in this process."""
+    """All components in this process.
+
+    ``sink`` takes a trace of the run, by a clock that counts steps unless ``clock`` tells time.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,8 @@ class SimRuntime:
         *,
         oracle: Oracle | None = None,
         recorder: Recorder | None = None,
+        sink: TraceSink | None = None,
+        clock: Callable[[], int] | None = None,
         factory: Factory = make_component,
         progress: Progress | None = None,
     ) -> None:
@@ -38,6 +46,9 @@ class SimRuntime:
         self._hosts: dict[str, Host] = {}
         self._oracle = oracle
         self._recorder = recorder
+        self._sink = sink
+        self._tape = None if sink is None else Tape(clock or StepClock())
+        self._unwritten: list[Envelope] = []
         self._make = factory
         self._progress = progress
         self._next_id = 0
@@ -49,7 +60,19 @@ class SimRuntime:
         return Counter({TAGS[kind]: nr for kind, nr in self._kinds.items()})
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """What was under way is traced as it stands."""
+        if self._tape is not None:
+            for host in self._hosts.values():
+                for activity in host.activities():
+                    self._tape.unfinished(activity)
+            self._write(self._tape)
+
+    def _write(self, tape: Tape) -> None:
+        assert self._sink is not None
+        envelopes, self._unwritten = self._unwritten, []
+        self._sink.add(0, tape.take())
+        self._sink.add_requests(envelopes)
+        self._sink.flush()
 
     def wait(self, seconds: float) -> None:
         """No time passes here."""
@@ -71,10 +94,15 @@ class SimRuntime:
             self._next_id += 1
             sent.append(Envelope(CLIENT, dst, self._next_id, 0, request))  # type: ignore[arg-type]
         replies: dict[int, Message] = {}
+        if self._tape is not None:
+            self._tape.client_sends(sent)
+            self._unwritten += sent
 
         def to_client(envelope: Envelope) -> None:
             if self._recorder is not None:
                 self._recorder.delivered(envelope)
+            if self._tape is not None:
+                self._tape.client_gets(envelope)
             self._kinds[type(envelope.body)] += 1
             replies[envelope.in_reply_to] = envelope.body
             if self._progress is not None:
@@ -91,8 +119,9 @@ class SimRuntime:
     def _host(self, address: str) -> Host:
         host = self._hosts.get(address)
         if host is None:
-            hook = self._recorder.p2m_update if self._recorder is not None else None
-            host = Host(self._make(address, self.config, hook))
+            watch = self._tape or self._recorder
+            hook = None if watch is None else watch.mem_event
+            host = Host(self._make(address, self.config, hook), watch=self._tape)
             self._hosts[address] = host
         return host
 
@@ -104,7 +133,16 @@ class SimRuntime:
         if self._progress is not None and self.nr_delivered % PROGRESS_EVERY == 0:
             self._progress.delivered(self.nr_delivered)
         host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
-        return host.deliver(envelope)
+        tape = self._tape
+        if tape is None:
+            return host.deliver(envelope)
+        tape.begin(envelope)
+        began = tape.last
+        caused = host.deliver(envelope)
+        tape.end(envelope, began)
+        if self.nr_delivered % WRITE_EVERY == 0:
+            self._write(tape)
+        return caused
 
     def _pump_fifo(self, sent: list[Envelope], to_client: Callable[[Envelope], None]) -> None:
         queue = deque(sent)

@@ -18,6 +18,7 @@ from protocols.errno import Errno, ShatterproofError
 from protocols.frames import DOMID_XEN, INVALID_FRAME, FrameArray, expand, unpack
 from protocols.p2m import P2mCreate
 from protocols.p2m_types import RAM_TYPES, P2mType
+from protocols.trace import MemEvent
 from protocols.walk import Touch, Translations, WalkTranslate
 from services.component.host import Host
 from services.heap.component import Allocator
@@ -412,9 +413,11 @@ class Commit:
         return result
 
 
-def trace_nothing(domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray) -> None:
+def trace_nothing(
+    event: MemEvent, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
+) -> None:
     """The update hook of a watched P2M: with a hook, tables record what they change."""
-    del domid, order, p2mt, gfns, mfns
+    del event, domid, order, p2mt, gfns, mfns
 
 
 def attach(watch: Watch, host: Host) -> None:

@@ -6,27 +6,34 @@ from collections import deque
 from typing import Any, Protocol
 
 from protocols.frames import FrameArray
+from protocols.trace import MemEvent
 from services.component.locks import Lock
 
 
-class P2mUpdateHook(Protocol):
-    """Receives what Xen would trace as TRC_MEM_SET_P2M_ENTRY, one array of equal chunks a call."""
+class MemEventHook(Protocol):
+    """Receives what Xen would trace as TRC_MEM_* or a nested page fault, alike ones in one call."""
 
     def __call__(
-        self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
+        self,
+        event: MemEvent,
+        domid: int,
+        order: int,
+        p2mt: int,
+        gfns: FrameArray,
+        mfns: FrameArray,
     ) -> None:
-        """Record updates in the order given."""
+        """Record events in the order given; INVALID_FRAME where one has no mfn."""
         ...
 
 
 class Context:
     """Handed to a component when it is made; the runtime owns what is behind the hook."""
 
-    __slots__ = ("name", "on_p2m_update", "ready", "running")
+    __slots__ = ("name", "on_mem_event", "ready", "running")
 
-    def __init__(self, name: str, on_p2m_update: P2mUpdateHook | None = None) -> None:
+    def __init__(self, name: str, on_mem_event: MemEventHook | None = None) -> None:
         self.name = name
-        self.on_p2m_update = on_p2m_update
+        self.on_mem_event = on_mem_event
         self.ready: deque[Any] = deque()
         self.running: list[Any] = [None]
 

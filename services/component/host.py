@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Coroutine
-from typing import Any, cast
+from typing import Any, Final, Protocol, cast
 
 from protocols.control import Continuation
 from protocols.envelope import Envelope
@@ -22,15 +22,32 @@ from services.component.traps import Acquire, Call, CallAll, Preempt
 
 STORY_LENGTH = 24
 
+WAITS: Final = 0
+LOCK: Final = 1
+DONE: Final = 2
+
+
+class Watch(Protocol):
+    """Is told whenever an activity has run; what it knows of time is its own affair."""
+
+    def advanced(self, activity: Activity, name: str, first: int, last: int, how: int) -> None:
+        """An activity of host ``name`` has stopped.
+
+        It sent messages ``first`` to ``last`` and WAITS, sent nothing and waits for a LOCK, or is
+        DONE, ``first`` being its reply.
+        """
+        ...
+
 
 class Activity:
     """One running handler: its coroutine and the envelope that it must answer.
 
     ``replies`` and ``slots`` exist while it waits for several: the replies so far, and where the
-    reply to each message goes. ``held`` are the locks it holds, in order of rank.
+    reply to each message goes. ``held`` are the locks it holds, in order of rank. ``span`` is for
+    whoever watches the host.
     """
 
-    __slots__ = ("cause", "coroutine", "held", "missing", "replies", "slots")
+    __slots__ = ("cause", "coroutine", "held", "missing", "replies", "slots", "span")
 
     replies: list[Any]
     slots: dict[int, int]
@@ -40,6 +57,7 @@ class Activity:
         self.cause = cause
         self.missing = 0
         self.held: list[Any] = []
+        self.span: list[int] | None = None
 
     def where(self) -> str:
         """Handler, line and what started it, for the report of who is stuck."""
@@ -70,10 +88,13 @@ class Host:
         "_running",
         "_seen",
         "_story",
+        "_watch",
         "name",
     )
 
-    def __init__(self, component: Component, *, retried: bool = False) -> None:
+    def __init__(
+        self, component: Component, *, retried: bool = False, watch: Watch | None = None
+    ) -> None:
         self.name = component.context.name
         self._component = component
         self._handlers = component.handlers()
@@ -84,6 +105,7 @@ class Host:
         self._parked: dict[int, Activity] = {}
         self._blocked: dict[Activity, Lock] = {}
         self._story: deque[Envelope] = deque(maxlen=STORY_LENGTH)
+        self._watch = watch
 
     @property
     def component(self) -> Component:
@@ -182,6 +204,8 @@ class Host:
             cause = activity.cause
             assert not activity.held, f"{activity.held[0].name} still held after the reply"
             out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
+            if self._watch is not None:
+                self._watch.advanced(activity, self.name, number, number, DONE)
             return
         kind = cast("object", type(trap))
         if kind is Call:
@@ -204,6 +228,9 @@ class Host:
             self._parked[number] = activity
             note = Continuation(trap.progress)
             out.append(Envelope(self.name, self.name, number, 0, note))
+        if self._watch is not None:
+            how = LOCK if kind is Acquire else WAITS
+            self._watch.advanced(activity, self.name, number, self._next_id, how)
 
     def trust_links(self) -> None:
         """From here on every envelope comes once, in whatever order."""
@@ -225,6 +252,10 @@ class Host:
     def waiting(self) -> dict[int, Activity]:
         """Who waits for an answer, by the id of the message sent."""
         return self._parked
+
+    def activities(self) -> list[Activity]:
+        """Everybody who has not answered yet."""
+        return list(dict.fromkeys([*self._parked.values(), *self._blocked]))
 
     @property
     def nr_parked(self) -> int:

@@ -52,6 +52,7 @@ from protocols.p2m import (
     ReadPageTableFrames,
 )
 from protocols.p2m_types import P2mType
+from protocols.trace import MemEvent
 from protocols.walk import (
     FAULT_FAILED,
     FAULT_HOLE,
@@ -150,7 +151,7 @@ class P2m(Component):
             m.domid,
             allowed_orders=tuple(m.leaf_orders),
             force_4k=[(gfn, nr) for gfn, nr in pairs],
-            record=self.context.on_p2m_update is not None,
+            record=self.context.on_mem_event is not None,
         )
 
     @handles(P2mPoolAdd)
@@ -236,11 +237,20 @@ class P2m(Component):
         self._nr_updates += result.nr_updates
         for from_order, nr in result.nr_shatters.items():
             self._shatters[from_order] = self._shatters.get(from_order, 0) + nr
-        hook = self.context.on_p2m_update
+        hook = self.context.on_mem_event
         if hook is not None:
             for some_gfns, some_mfns, some_order, some_type in result.updates:
-                hook(table.domid, some_order, int(some_type), some_gfns, some_mfns)
+                hook(
+                    MemEvent.SET_P2M_ENTRY,
+                    table.domid, some_order, int(some_type), some_gfns, some_mfns,
+                )  # fmt: skip
         return result
+
+    def trace(self, event: MemEvent, gfn: int, order: int, mfns: FrameArray, p2mt: int = 0) -> None:
+        """Report one event to whoever traces; ``mfns`` has one element."""
+        hook = self.context.on_mem_event
+        if hook is not None:
+            hook(event, self.table.domid, order, p2mt, one(gfn), mfns)
 
     async def after_commit(self, result: SetResult) -> None:
         """Flush what the commit made stale; only then may replaced tables be used again.
@@ -492,9 +502,11 @@ class P2m(Component):
             outcome = bytearray()
             for gfn in gfns.tolist():
                 if await demand.populate(self, gfn):
+                    self.trace(MemEvent.NPF, gfn, 0, invalid(1), P2mType.POPULATE_ON_DEMAND)
                     outcome.append(FAULT_FAILED)
                     continue
-                mfns, _, _ = self.table.get(one(gfn))
+                mfns, types, _ = self.table.get(one(gfn))
+                self.trace(MemEvent.NPF, gfn, 0, mfns, int(types[0]))
                 outcome.append(FAULT_HOLE if int(mfns[0]) == INVALID_FRAME else FAULT_RETRY)
             return FaultOutcome(bytes(outcome))
         except NoTablesError:

@@ -11,6 +11,7 @@ from protocols.frames import ORDER_2M, FrameArray, bounds, expand, pack, unpack
 from protocols.heap import SetM2p
 from protocols.p2m import P2mMarkPod, P2mUpdated
 from protocols.p2m_types import P2mType
+from protocols.trace import MemEvent
 from services.component.traps import Call
 from services.p2m.kinds import IS_HOLE, invalid, one, repeated
 
@@ -75,8 +76,10 @@ async def populate(p2m: P2m, gfn: int) -> Errno:
             errno = await _remark(p2m, base, ORDER_2M)
         elif order and p2m.pod.count < 1 << ORDER_2M:
             errno = await _remark(p2m, base, 0)
+            if not errno:
+                p2m.trace(MemEvent.POD_SUPERPAGE_SPLINTER, gfn, order, invalid(1))
         else:
-            errno = await _fill(p2m, base, order)
+            errno = await _fill(p2m, gfn, order)
         if errno:
             return errno
     raise AssertionError(f"{p2m.context.name}: gfn {gfn:#x} is still PoD")
@@ -89,8 +92,9 @@ async def _remark(p2m: P2m, gfn: int, order: int) -> Errno:
     return Errno(result.errno)
 
 
-async def _fill(p2m: P2m, gfn: int, order: int) -> Errno:
+async def _fill(p2m: P2m, faulting: int, order: int) -> Errno:
     """A frame of the cache for a PoD entry, and its M2P word before the span ends."""
+    gfn = faulting >> order << order
     mfn = p2m.pod.take(order)
     if mfn is None:
         return Errno.ENOMEM
@@ -104,5 +108,6 @@ async def _fill(p2m: P2m, gfn: int, order: int) -> Errno:
     result, _ = await p2m.set_entries(one(gfn), one(mfn), order, P2mType.RAM_RW, settle)
     if result.errno:
         return Errno(result.errno)
+    p2m.trace(MemEvent.POD_POPULATE, faulting, order, one(mfn))
     await Call(p2m.home, SetM2p(p2m.table.domid, order, pack([mfn]), pack([gfn])))
     return Errno.OK

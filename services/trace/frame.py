@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocols.trace import ID_SHIFT, TABLES
+from protocols.trace import EVENT_NAMES, ID_SHIFT, TABLES, MemEvent
 
 Column = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -72,7 +72,8 @@ class Trace:
 
     ``format`` is ``shatterproof`` or ``xentrace``. ``kinds`` and ``names`` are what the columns
     ``kind``, ``src`` and ``dst`` number. ``ticks_per_s`` turns ticks of the clock into seconds, 0
-    where the clock counts steps. ``events_by_name`` counts records as Xen names them.
+    where the clock counts steps. ``events_by_name`` counts the records of a xentrace as Xen names
+    them; ``event_counts`` does so for any trace.
     """
 
     source: str
@@ -92,6 +93,16 @@ class Trace:
     events_by_name: dict[str, int] = field(default_factory=dict[str, int])
     requests: dict[int, bytes] = field(default_factory=dict[int, bytes])
     """Envelopes of the client by message id, encoded: what a replay starts from."""
+
+    def event_counts(self) -> dict[str, int]:
+        """Records by Xen's name of the event."""
+        if self.events_by_name:
+            return dict(self.events_by_name)
+        counts = {EVENT_NAMES[MemEvent.SET_P2M_ENTRY]: self.updates.rows}
+        if self.events.rows:
+            for event, name in EVENT_NAMES.items():
+                counts[name] = counts.get(name, 0) + int((self.events["event"] == event).sum())
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def unit(self) -> str:

@@ -97,7 +97,6 @@ def test_a_shard_killed_from_outside_comes_back_with_all_it_knew(chaotic):
     runtime = chaotic(Chaos(seed=2), record=True)
     runtime.run([build(1)])
     before = runtime.recording()
-    read = runtime.journal()
     counts = runtime.counts()
     for number in (1, 2):
         cluster_runtime._ray.kill(runtime._actors[number])
@@ -109,8 +108,6 @@ def test_a_shard_killed_from_outside_comes_back_with_all_it_knew(chaotic):
     assert after["allocator/0"][:nr] == before["allocator/0"]
     asked = len(after["allocator/0"]) - nr
     assert runtime.counts() == counts + Counter(snapshot_node=asked)
-    assert len(runtime.journal()) == asked, "what was read once is not read again"
-    assert len(read) > sum(counts.values())
     runtime.run([script(1, 0)])
     assert take_audit(runtime, CONFIG, (1,), ()).report.violations == []
 

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 
-import msgpack
 import pytest
 
 from deploy.cli.main import run
+from deploy.profile.open import own_trace
 from deploy.scenario.model import Build, Destroy, Punch, Touch
-from protocols.codec import decode_envelope, encode_envelope
 from tests.helpers import guest, launch, leaf_rows, scenario, shape
 
 SCENARIO = """
@@ -85,34 +84,11 @@ def test_a_run_repeats_itself_in_other_processes(workload):
 
 
 def test_seeds_differ_in_order_and_not_in_what_is_delivered(workload):
-    traces = {seed: records(traced(workload, f"t{seed}", seed)) for seed in (1, 2)}
-    assert traces[1] != traces[2]
-    kinds = {
-        seed: sum(payload[4][0] == "build_domain" for _, _, kind, payload in found if kind == 0)
-        for seed, found in traces.items()
-    }
-    assert kinds == {1: 3, 2: 3}
-
-
-def records(data):
-    """The records after the header, decoded."""
-    unpacker = msgpack.Unpacker(strict_map_key=False)
-    unpacker.feed(data)
-    header, *found = list(unpacker)
-    assert header["format"] == "shatterproof-trace"
-    return found
-
-
-def test_a_trace_can_be_read_back(workload):
-    found = records(traced(workload, "t", 3))
-    assert [when for when, *_ in found] == list(range(len(found)))
-    assert {kind for _, _, kind, _ in found} == {0, 1}
-    for _, _, kind, payload in found:
-        raw = msgpack.packb(payload)
-        if kind == 0:
-            assert encode_envelope(decode_envelope(raw)) == raw
-        else:
-            assert payload[0] == "set_p2m_entry"
+    traces = [own_trace(memoryview(traced(workload, f"t{seed}", seed)), "t") for seed in (1, 2)]
+    orders = [trace.messages["id"].tolist() for trace in traces]
+    assert orders[0] != orders[1]
+    build = traces[0].kinds.index("build_domain")
+    assert [int((trace.messages["kind"] == build).sum()) for trace in traces] == [3, 3]
 
 
 @pytest.mark.parametrize("seed", range(12))

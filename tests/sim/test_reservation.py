@@ -26,7 +26,7 @@ class Events:
         elif sent.dst == CLIENT and isinstance(sent.body, NrDone):
             self.seen.append(("done", sent.body.nr_done))
 
-    def p2m_update(self, domid, order, p2mt, gfns, mfns):
+    def mem_event(self, event, domid, order, p2mt, gfns, mfns):
         pass
 
 

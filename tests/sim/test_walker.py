@@ -54,7 +54,7 @@ class Timeline:
         elif sent.dst == CLIENT:
             self.done[sent.in_reply_to] = self.now
 
-    def p2m_update(self, domid, order, p2mt, gfns, mfns):
+    def mem_event(self, event, domid, order, p2mt, gfns, mfns):
         pass
 
 

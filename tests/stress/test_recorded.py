@@ -30,7 +30,7 @@ class Recording:
             self.sequences.setdefault(sent.dst, []).append(data)
             self.arrivals.append(data)
 
-    def p2m_update(self, domid, order, p2mt, gfns, mfns):
+    def mem_event(self, event, domid, order, p2mt, gfns, mfns):
         """Not needed."""
 
 

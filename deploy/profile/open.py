@@ -1,0 +1,104 @@
+"""Open a trace file, whatever wrote it: the Python interface of ``shatterproof profile``."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import mmap
+from pathlib import Path
+from typing import Any
+
+from protocols.errno import BadInputError
+from services.trace.blocks import (
+    NAMES,
+    REQUESTS,
+    Block,
+    frame_of,
+    is_trace,
+    read_body,
+    read_layout,
+    unpack_column,
+)
+from services.trace.frame import Trace
+from services.trace.xentrace import decode_xentrace
+
+CPU_HZ = 2.6e9
+
+
+def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
+    """A trace of ours or a real xentrace (raw, .xz or .gz) as columnar frames.
+
+    A trace of ours is mapped, not read: a column comes into memory when it is first asked for. A
+    file that was cut off is read up to its last whole block or record; ``Trace.truncated`` says so
+    and ``Trace.header["cut"]`` why. ``cpu_hz``: ticks per second of a xentrace's TSC.
+
+    Raises:
+        BadInputError: it cannot be read, or is neither.
+    """
+    source = str(path)
+    data = read_file(Path(path))
+    if not is_trace(data):
+        raise NotImplementedError(decode_xentrace, cpu_hz)
+    return own_trace(data, source)
+
+
+def read_file(path: Path) -> memoryview:
+    """The bytes of a file, mapped; unpacked if its first bytes say that it is an archive.
+
+    Raises:
+        BadInputError: it cannot be read or unpacked.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+            if start == b"\xfd7zXZ\x00":
+                return memoryview(lzma.decompress(path.read_bytes()))
+            if start[:2] == b"\x1f\x8b":
+                return memoryview(gzip.decompress(path.read_bytes()))
+            if not start:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInputError(f"{path}: cannot be read: {reason}") from None
+    except (lzma.LZMAError, EOFError, ValueError) as error:
+        raise BadInputError(f"{path}: truncated or damaged archive: {error}") from None
+
+
+def own_trace(data: memoryview, source: str) -> Trace:
+    """A trace of ours.
+
+    Raises:
+        BadInputError: another version, or a file that breaks off in its header.
+    """
+    header, blocks, cut = read_layout(data, source)
+    names: list[str] = []
+    for block in blocks:
+        if block.table == NAMES:
+            names += read_body(data, block, source)[NAMES]
+    frames = {table: frame_of(data, blocks, table, source) for table in header["tables"]}
+    trace = Trace(
+        source=source,
+        format="shatterproof",
+        header={**header, "cut": cut},
+        ticks_per_s=float(header["clock"]["ticks_per_s"]),
+        kinds=header["kinds"],
+        names=names,
+        messages=frames["messages"],
+        updates=frames["updates"],
+        events=frames["events"],
+        truncated=bool(cut),
+    )
+    trace.records = sum(frame.rows for frame in (trace.messages, trace.updates, trace.events))
+    trace.requests = _requests(data, blocks, source)
+    return trace
+
+
+def _requests(data: memoryview, blocks: list[Block], source: str) -> dict[int, bytes]:
+    requests: dict[int, bytes] = {}
+    for block in blocks:
+        if block.table == REQUESTS:
+            body: dict[str, Any] = read_body(data, block, source)
+            ids = unpack_column(body["id"], block.rows, "<u8").tolist()
+            requests.update(zip(ids, body["data"], strict=True))
+    return requests
