@@ -114,6 +114,15 @@ def shard_of(address: str, shards: int, nr_nodes: int) -> tuple[str, int]:
     return service, int(number) % shard_count(service, shards, nr_nodes)
 
 
+def layout(shards: int, nr_nodes: int) -> tuple[tuple[str, int], ...]:
+    """(service, shard) of every actor; the position is its number."""
+    return tuple(
+        (service, shard)
+        for service in SERVICES
+        for shard in range(shard_count(service, shards, nr_nodes))
+    )
+
+
 def shard_count(service: str, shards: int, nr_nodes: int) -> int:
     """Shards of a service: an allocator shard without a node would be idle."""
     return min(shards, nr_nodes) if service == "allocator" else shards

@@ -134,13 +134,14 @@ def run_chunk(task: Task) -> ChunkResult:
     )
 
 
-def first_run(plan: Plan) -> Outcome:
-    """The campaign's first schedule once more, for its history."""
+def first_run(plan: Plan) -> tuple[Case, Outcome]:
+    """The campaign's first schedule once more, for its history or its trace."""
     chunk = Random(f"{plan.seed}/0")  # noqa: S311
     strategy, only = _swarm(plan, chunk)
     random = Random(f"{plan.seed}/0/run")  # noqa: S311
     kinds = kinds_of(plan.bug, plan.entry)
-    return run_strategy(_case(plan, random, only), strategy, random, plan.depth, plan.faults, kinds)
+    case = _case(plan, random, only)
+    return case, run_strategy(case, strategy, random, plan.depth, plan.faults, kinds)
 
 
 def _case(plan: Plan, random: Random, only: frozenset[str]) -> Case:

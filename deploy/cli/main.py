@@ -12,6 +12,7 @@ import click
 
 from deploy.cli.audit import audit
 from deploy.cli.launch import launch
+from deploy.cli.profile import profile
 from deploy.cli.replay import replay
 from deploy.cli.stress import stress
 from protocols.errno import BadInputError, ShatterproofError
@@ -30,6 +31,7 @@ cli.add_command(launch)
 cli.add_command(replay)
 cli.add_command(audit)
 cli.add_command(stress)
+cli.add_command(profile)
 
 
 def _complain(text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import time
 from pathlib import Path
 
@@ -17,10 +15,13 @@ from deploy.cli.render import output_console
 from deploy.cli.session import RunOptions, started
 from deploy.driver.replay import ReplayReport
 from deploy.driver.replay import replay as run_replay
+from deploy.driver.retrace import retrace
+from deploy.profile.open import own_trace, read_file
 from deploy.scenario.model import HostSpec
 from deploy.world import host_config
 from protocols.errno import BadInputError
 from protocols.frames import ORDER_NAMES
+from services.trace.blocks import is_trace
 from services.trace.xentrace import decode_xentrace
 
 EPILOG = """\b
@@ -52,17 +53,43 @@ def replay(
     log_json: bool,
     verbose: bool,
 ) -> int:
-    """Feed the set_p2m_entry events of XENTRACE (raw, .xz or .gz) to P2M actors, in order."""
+    """Feed the set_p2m_entry events of XENTRACE (raw, .xz or .gz) to P2M actors, in order.
+
+    A trace that launch or stress wrote is replayed message by message, in one process.
+    """
     setup_logging(verbose=verbose, as_json=log_json)
     options = RunOptions(runtime, address, shards, seed, None, dump_p2m, json_path)
     options.check()
-    trace = decode_xentrace(read_trace(xentrace), str(xentrace))
+    data = read_file(xentrace)
+    if is_trace(data):
+        report = _retrace(data, xentrace, options, updates)
+        return _finish(report, dump_p2m, json_path)
+    trace = decode_xentrace(bytes(data), str(xentrace))
     config = host_config(HostSpec())
     begun = time.monotonic()
     with ProgressDisplay(0) as progress, started(options, config, progress) as started_runtime:
         progress.phase("replay")
         report = run_replay(trace.p2m_updates(), str(xentrace), started_runtime, updates)
         report.elapsed_s = time.monotonic() - begun
+    return _finish(report, dump_p2m, json_path)
+
+
+def _retrace(
+    data: memoryview, path: Path, options: RunOptions, updates: int | None
+) -> ReplayReport:
+    """Replay a trace of ours: all of it, in this process."""
+    if updates is not None:
+        raise BadInputError(f"--updates {updates}: needs a xentrace, {path} is a trace of messages")
+    if options.address is not None or options.shards != 1:
+        raise BadInputError(f"--shards, --address: {path} is replayed in one process")
+    begun = time.monotonic()
+    report = retrace(own_trace(data, str(path)))
+    report.elapsed_s = time.monotonic() - begun
+    return report
+
+
+def _finish(report: ReplayReport, dump_p2m: Path | None, json_path: str | None) -> int:
+    """Write what the flags ask for; the exit status."""
     if dump_p2m is not None:
         dump_tables(dump_p2m, [domain.table for domain in report.domains])
     if json_path is not None:
@@ -70,26 +97,6 @@ def replay(
     if json_path != "-":
         _print(report)
     return 1 if report.problems else 0
-
-
-def read_trace(path: Path) -> bytes:
-    """The bytes of a trace file, unpacked by what its first bytes say it is.
-
-    Raises:
-        BadInputError: it cannot be read or unpacked.
-    """
-    try:
-        data = path.read_bytes()
-        if data[:6] == b"\xfd7zXZ\x00":
-            return lzma.decompress(data)
-        if data[:2] == b"\x1f\x8b":
-            return gzip.decompress(data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"{path}: cannot be read: {reason}") from None
-    except (lzma.LZMAError, EOFError) as error:
-        raise BadInputError(f"{path}: truncated or damaged archive: {error}") from None
-    return data
 
 
 def _print(report: ReplayReport) -> None:

@@ -57,7 +57,7 @@ def started(
     local = options.runtime == "local"
     with trace_file(
         options.trace, config, runtime=options.runtime, seed=options.seed if local else None,
-        wall_clock=options.wall_clock or not local,
+        wall_clock=options.wall_clock or not local, shards=options.shards,
     ) as sink, _runtime(options, config, progress, sink) as runtime:  # fmt: skip
         yield runtime
 

@@ -19,12 +19,16 @@ from deploy.cli import stress_zoo
 from deploy.cli.files import check_directory, check_file, whole_file, write_json
 from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
+from deploy.cli.trace import trace_file
 from deploy.stress.builtin import WORKLOADS
-from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS
-from deploy.stress.run import run_schedule
+from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS, Case, Schedule
+from deploy.stress.run import run_schedule, schedule_of
 from deploy.stress.strategies import STRATEGIES
+from deploy.stress.taped import write_schedule
 from deploy.stress.workload import Overrides, Workload, adapt, draw
 from deploy.stress.workload import load as load_workload
+from deploy.stress.world import config_of
+from deploy.world import Kinds
 from protocols.errno import BadInputError
 from services.spec.history import to_json_line
 
@@ -99,6 +103,13 @@ WORKLOAD (split-storm if there is none) is a TOML file or one of:
     default=Path(),
     help="Directory of counterexample files (default: here).",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Record the counterexample, or the first schedule, for profile.",
+)
 @click.option("--json", "json_path", metavar="FILE|-", default=None, help="The verdict as JSON.")
 @click.option(
     "--replay",
@@ -172,7 +183,7 @@ def _check(options: dict[str, Any]) -> None:
     check_directory(options["save"], "--save")
     if options["json_path"] not in {None, "-"}:
         check_file(Path(options["json_path"]), "--json")
-    for flag in ("history", "diagram"):
+    for flag in ("history", "diagram", "trace"):
         if options[flag] is not None:
             check_file(options[flag], f"--{flag}")
 
@@ -228,6 +239,8 @@ def _campaign(workload: Workload, options: dict[str, Any]) -> int:
         example, _ = chunks.counterexample(plan, totals.failure, kinds_of(plan.bug, plan.entry))
     if options["history"] is not None:
         _write_history(plan, example, options["history"])
+    if options["trace"] is not None:
+        _write_trace(plan, example, options["trace"])
     return conclude(workload, totals, example, seconds, options)
 
 
@@ -249,9 +262,25 @@ def _write_history(plan: Plan, example: Counterexample | None, path: Path) -> No
         engine = run_schedule(example.case, example.schedule, kinds_of(plan.bug, plan.entry))
         history = engine.outcome.history
     else:
-        history = chunks.first_run(plan).history
+        history = chunks.first_run(plan)[1].history
     with whole_file(path, "--history") as file:
         file.writelines((to_json_line(event) + "\n").encode() for event in history)
+
+
+def _write_trace(plan: Plan, example: Counterexample | None, path: Path) -> None:
+    """The counterexample's messages, or those of the campaign's first schedule."""
+    if example is not None:
+        _trace(example.case, example.schedule, kinds_of(plan.bug, plan.entry), path)
+    else:
+        case, outcome = chunks.first_run(plan)
+        _trace(case, schedule_of(outcome), kinds_of(plan.bug, plan.entry), path)
+
+
+def _trace(case: Case, schedule: Schedule, kinds: Kinds, path: Path) -> None:
+    config = config_of(case.host)
+    with trace_file(path, config, runtime="stress", seed=None, wall_clock=False) as sink:
+        assert sink is not None, "a path was given"
+        write_schedule(case, schedule, sink, kinds)
 
 
 def conclude(
@@ -311,6 +340,9 @@ def _replay(options: dict[str, Any]) -> int:
         render.print_state(example, engine)
         engine.world.abandon()
         return 0
+    if options["trace"] is not None:
+        kinds = kinds_of(example.case.bug, example.entry)
+        _trace(example.case, example.schedule, kinds, options["trace"])
     if options["json_path"] is not None:
         kinds = kinds_of(example.case.bug, example.entry)
         outcome = run_schedule(example.case, example.schedule, kinds, keep_steps=True).outcome

@@ -14,6 +14,7 @@ from deploy.cli.files import whole_file, write_json
 from deploy.cli.render import output_console
 from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
+from deploy.cli.trace import trace_file
 from deploy.cluster.chaos import Chaos
 from deploy.cluster.runtime import RayCluster, RayRuntime
 from deploy.stress.case import FaultKind
@@ -52,6 +53,8 @@ def on_ray(workload: Workload, options: dict[str, Any]) -> int:
         raise BadInputError("--jobs: needs --runtime local; a run on Ray uses every core")
     faults = faults_of(options["faults"])
     runs = options["schedules"] or (1 << 30 if options["seconds"] else RUNS)
+    if options["trace"] is not None and chaos_of(faults, 0) is not None:
+        raise BadInputError("--trace: an actor that dies takes its tape along; needs --faults none")
     results: list[ParallelResult] = []
     begun = time.monotonic()
     with CampaignDisplay() as display:
@@ -75,18 +78,22 @@ def _one(
 ) -> ParallelResult:
     seed = options["seed"]
     case = draw(workload, Random(f"{seed}/{number}/run"))  # noqa: S311
-    runtime = RayRuntime(
-        config_of(case.host),
-        record=True,
-        factory=FAILING if "heap" in faults else FACTORY,
-        chaos=chaos_of(faults, seed * 1000 + number),
-    )
-    try:
-        result, history = parallel.run(runtime, case, faults)
-    except ShatterproofError as error:
-        return ParallelResult(str(error), case.nr_operations(), 0, 0, [], replayed=False)
-    finally:
-        runtime.close()
+    config = config_of(case.host)
+    path = options["trace"] if number == 0 else None
+    with trace_file(path, config, runtime="ray", seed=None, wall_clock=True) as sink:
+        runtime = RayRuntime(
+            config,
+            record=True,
+            factory=FAILING if "heap" in faults else FACTORY,
+            chaos=chaos_of(faults, seed * 1000 + number),
+            sink=sink,
+        )
+        try:
+            result, history = parallel.run(runtime, case, faults)
+        except ShatterproofError as error:
+            return ParallelResult(str(error), case.nr_operations(), 0, 0, [], replayed=False)
+        finally:
+            runtime.close()
     if options["history"] is not None:
         with whole_file(options["history"], "--history") as file:
             file.writelines((to_json_line(event) + "\n").encode() for event in history)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deploy.world import layout
 from protocols.envelope import Envelope
 from protocols.errno import BadInputError
 from services.heap.host import HostConfig
@@ -49,7 +50,13 @@ class FileSink:
 
 @contextmanager
 def trace_file(
-    path: Path | None, config: HostConfig, *, runtime: str, seed: int | None, wall_clock: bool
+    path: Path | None,
+    config: HostConfig,
+    *,
+    runtime: str,
+    seed: int | None,
+    wall_clock: bool,
+    shards: int = 1,
 ) -> Generator[FileSink | None]:
     """A sink that ends in a file at ``path``; None without one."""
     if path is None:
@@ -62,6 +69,7 @@ def trace_file(
         host=config,
         # A run without time is the same on every machine, and so must be its trace.
         machine=_machine() if wall_clock else {},
+        shards=layout(shards, config.nr_nodes),
     )
     sink = FileSink(lambda: _open(path), header)
     try:

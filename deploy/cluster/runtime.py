@@ -28,7 +28,7 @@ from deploy.cluster.chaos import Chaos, Life, kill_plan
 from deploy.cluster.link import split
 from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport
 from deploy.runtime import Progress, RunStuckError, TraceSink
-from deploy.world import FACTORY, SERVICES, shard_count, shard_of
+from deploy.world import FACTORY, layout, shard_of
 from protocols.codec import decode_batch
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import BadInputError, ShatterproofError
@@ -168,11 +168,7 @@ class RayRuntime:
         self._written_at = 0.0
         self._progress = progress
         self._next_id = 0
-        self._layout = tuple(
-            (service, shard)
-            for service in SERVICES
-            for shard in range(shard_count(service, shards, config.nr_nodes))
-        )
+        self._layout = layout(shards, config.nr_nodes)
         self._number = {place: number for number, place in enumerate(self._layout)}
         nr = len(self._layout)
         self._delivered = [0] * nr
@@ -209,8 +205,8 @@ class RayRuntime:
             path = str(self._directory / str(me))
             life = Life(self._chaos, path, tuple(self._incarnations), kill_after)
         config = ShardConfig(
-            self.config, self._shards, self._layout, me, self._record, self._sink is not None,
-            self._factory, life,
+            self.config, self._shards, self._layout, me, self._record, self._factory, life,
+            trace=self._sink is not None,
         )  # fmt: skip
         return self._actor_class.remote(msgspec.msgpack.encode(config))
 

@@ -42,11 +42,11 @@ class ShardConfig(msgspec.Struct, frozen=True):
     me: int
     record: bool
     """Keep every envelope that arrives."""
-    trace: bool = False
-    """Keep a tape of what happens here."""
     factory: str = FACTORY
     life: Life | None = None
     """With chaos on: which life of this shard it is, and how it goes."""
+    trace: bool = False
+    """Keep a tape of what happens here."""
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -141,6 +141,8 @@ class Shard:
         while queue:
             envelope, received = queue.popleft()
             host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
+            if self._config.record:
+                self._recorded.append((self._now(), envelope))
             tape.begin(envelope, received)
             began = tape.last
             caused = host.deliver(envelope)

@@ -108,7 +108,7 @@ def replay(
         report.problems += snapshot.problems
         report.domains.append(
             ReplayedDomain(
-                number, int(mine.size), dict(snapshot.extents), _pod_frames(snapshot.table),
+                number, int(mine.size), dict(snapshot.extents), pod_frames(snapshot.table),
                 dict(snapshot.shatters), snapshot.table,
             )
         )  # fmt: skip
@@ -116,7 +116,7 @@ def replay(
     return report
 
 
-def _pod_frames(table: LeafTable) -> int:
+def pod_frames(table: LeafTable) -> int:
     """Frames under PoD entries; a bare update keeps no count of them."""
     orders = np.frombuffer(table.orders, dtype=np.uint8).astype(np.uint64)
     types = np.frombuffer(table.types, dtype=np.uint8)

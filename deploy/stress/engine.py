@@ -30,6 +30,7 @@ from protocols.p2m import (
 )
 from protocols.script import RunScript
 from protocols.walk import Touch, Translations, WalkTranslate
+from services.component.host import Host
 from services.spec.findings import Violation
 from services.spec.history import Event
 from services.toolstack.script import result_of
@@ -218,7 +219,7 @@ class Engine:
                 continue
             # Above all ids that were used up while the world was built.
             sent = Envelope(
-                CLIENT, addresses.toolstack(client), CLIENT_ID, 0, RunScript(list(script))
+                CLIENT, addresses.toolstack(client), CLIENT_ID + client, 0, RunScript(list(script))
             )
             self._post(sent, client, zlib.crc32(sent.dst.encode()))
 
@@ -260,7 +261,8 @@ class Engine:
         if step >= self._limit:
             raise ViolationError(livelock(self.world, step, self.case))
         if channel.dst == CLIENT:
-            self._done.add(_number(channel.src))
+            assert envelope is not None, "nothing resumes at the client"
+            self._answered(envelope)
         else:
             self._execute(channel.dst, client, envelope, cause, fault)
 
@@ -290,12 +292,9 @@ class Engine:
         watch = self.watch
         host = self.world.hosts.get(dst) or self.world.host(dst)
         watch.begin_step(self._step, client)
-        if envelope is None:
-            out = host.resume()
-        else:
-            if envelope.in_reply_to and dst[0] == "t":
-                self._calls.returned(_number(dst), envelope, self._step)
-            out = host.deliver(envelope, drain=False)
+        if envelope is not None and envelope.in_reply_to and dst[0] == "t":
+            self._calls.returned(_number(dst), envelope, self._step)
+        out = self._drive(host, envelope)
         if watch.consumed:
             self._consumed()
         recovered = False
@@ -321,6 +320,14 @@ class Engine:
                 # What a recovered component says again belongs to whom it belonged before.
                 client = self._said.setdefault((each.src, each.msg_id), client)
             self._post(each, client, (state + number * _PRIME) & _MASK)
+
+    def _drive(self, host: Host, envelope: Envelope | None) -> list[Envelope]:
+        """Deliver, or let an activity go on; what it sends."""
+        return host.resume() if envelope is None else host.deliver(envelope, drain=False)
+
+    def _answered(self, envelope: Envelope) -> None:
+        """A client has done all it had to do."""
+        self._done.add(_number(envelope.src))
 
     def _advance_hash(self, dst: str, cause: int) -> int:
         old = self._hashes.get(dst, 0)
@@ -416,7 +423,7 @@ class Engine:
         return said
 
 
-CLIENT_ID: Final = 1 << 40
+CLIENT_ID: Final = 1 << 32
 
 
 class Calls:

@@ -88,8 +88,8 @@ class Host:
         "_running",
         "_seen",
         "_story",
-        "_watch",
         "name",
+        "watch",
     )
 
     def __init__(
@@ -105,7 +105,7 @@ class Host:
         self._parked: dict[int, Activity] = {}
         self._blocked: dict[Activity, Lock] = {}
         self._story: deque[Envelope] = deque(maxlen=STORY_LENGTH)
-        self._watch = watch
+        self.watch = watch
 
     @property
     def component(self) -> Component:
@@ -204,8 +204,8 @@ class Host:
             cause = activity.cause
             assert not activity.held, f"{activity.held[0].name} still held after the reply"
             out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
-            if self._watch is not None:
-                self._watch.advanced(activity, self.name, number, number, DONE)
+            if self.watch is not None:
+                self.watch.advanced(activity, self.name, number, number, DONE)
             return
         kind = cast("object", type(trap))
         if kind is Call:
@@ -228,9 +228,9 @@ class Host:
             self._parked[number] = activity
             note = Continuation(trap.progress)
             out.append(Envelope(self.name, self.name, number, 0, note))
-        if self._watch is not None:
+        if self.watch is not None:
             how = LOCK if kind is Acquire else WAITS
-            self._watch.advanced(activity, self.name, number, self._next_id, how)
+            self.watch.advanced(activity, self.name, number, self._next_id, how)
 
     def trust_links(self) -> None:
         """From here on every envelope comes once, in whatever order."""

@@ -108,13 +108,22 @@ def pack_column(column: Column) -> tuple[int, int, bytes]:
 
 def unpack_column(packed: Sequence[Any], rows: int, dtype: str) -> Column:
     """The column again."""
+    column = np.empty(rows, dtype=dtype)
+    _unpack_into(column, packed)
+    return column
+
+
+def _unpack_into(column: Column, packed: Sequence[Any]) -> None:
+    """Fill a column; sums are modulo the width of its type, which all values fit."""
     base, width, data = packed
-    if not width:
-        values = np.full(rows, base, dtype="<i8")
+    bits = 8 * column.dtype.itemsize
+    start = np.array(base % (1 << bits), dtype=f"<u{column.dtype.itemsize}")
+    unsigned = column.view(start.dtype)
+    if width:
+        deltas = np.frombuffer(data, dtype=f"<u{width}", count=len(column))
+        np.add(deltas, start, out=unsigned, dtype=start.dtype, casting="unsafe")
     else:
-        values = np.frombuffer(data, dtype=f"<u{width}", count=rows).astype("<i8")
-        values += base
-    return values.view("<u8") if dtype == "<u8" else values.astype(dtype)
+        unsigned[:] = start
 
 
 def read_layout(data: Buffer, source: str) -> Layout:
@@ -215,12 +224,11 @@ def frame_of(data: Buffer, blocks: Sequence[Block], table: str, source: str) -> 
         if not bodies:
             bodies.extend(read_body(data, block, source) for block in mine)
         dtype = TABLES[table][name]
-        if not mine:
-            return np.zeros(0, dtype=dtype)
-        columns = [
-            unpack_column(body[name], block.rows, dtype)
-            for body, block in zip(bodies, mine, strict=True)
-        ]
-        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+        column = np.empty(sum(block.rows for block in mine), dtype=dtype)
+        at = 0
+        for body, block in zip(bodies, mine, strict=True):
+            _unpack_into(column[at : at + block.rows], body[name])
+            at += block.rows
+        return column
 
     return Frame(table, sum(block.rows for block in mine), cast("Callable[[str], Column]", load))

@@ -6,6 +6,7 @@ who sent it, or before: whatever lacks its other end waits for later parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,9 +28,14 @@ _LEFT: Final = len(SEND) + 1
 
 
 class Joiner:
-    """Names of all tapes in one list, and rows that are complete."""
+    """Names of all tapes in one list, and rows that are complete.
 
-    def __init__(self) -> None:
+    Where one tape has had everything, ``services`` are counted as a shard each.
+    """
+
+    def __init__(self, services: Sequence[str] = ()) -> None:
+        self._services = list(services)
+        self._shard_of: list[int] = []
         self.names: list[str] = []
         self._clients: set[int] = set()
         self._numbers: dict[str, int] = {}
@@ -54,8 +60,12 @@ class Joiner:
         self._shift(serves, ("received", "started", "resumed", "ended"), _SERVE, offset)
         for name in ("src", "dst"):
             serves[:, _SERVE[name]] = numbers[serves[:, _SERVE[name]]]
-        to_client = np.isin(serves[:, _SERVE["dst"]], list(self._clients))
-        tapes = np.where(to_client, CLIENT_TAPE, tape)[:, None]
+        dst = serves[:, _SERVE["dst"]]
+        if self._services:
+            tapes = np.array(self._shard_of, dtype=np.int64)[dst][:, None]
+        else:
+            to_client = np.isin(dst, list(self._clients))
+            tapes = np.where(to_client, CLIENT_TAPE, tape)[:, None]
         self._serves = np.concatenate((self._serves, np.hstack((serves, tapes))))
         return self._changes(tape, part, numbers, offset)
 
@@ -64,8 +74,11 @@ class Joiner:
         if number is None:
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
-            if name.startswith("client/"):
+            service = name.partition("/")[0]
+            if service == "client":
                 self._clients.add(number)
+            known = service in self._services
+            self._shard_of.append(self._services.index(service) if known else CLIENT_TAPE)
         return number
 
     def _shift(self, rows: Table, names: tuple[str, ...], at: dict[str, int], offset: int) -> None:

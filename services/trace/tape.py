@@ -118,6 +118,10 @@ class Tape:
         self._cause = self.number(envelope.src), envelope.msg_id
         self._last = self._clock()
 
+    def resume(self) -> None:
+        """A host lets an activity go on that has got a lock, because of what came last."""
+        self._last = self._clock()
+
     def end(self, envelope: Envelope, began: int) -> None:
         """The host is through with it: requests have their row when they are answered."""
         if envelope.in_reply_to or envelope.src == envelope.dst:

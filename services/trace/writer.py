@@ -40,11 +40,18 @@ def ns_clock(epoch_ns: int) -> dict[str, Any]:
 
 
 def describe_run(
-    *, runtime: str, seed: int | None, clock: Mapping[str, Any], host: Any, machine: Any
+    *,
+    runtime: str,
+    seed: int | None,
+    clock: Mapping[str, Any],
+    host: Any,
+    machine: Any,
+    shards: Sequence[tuple[str, int]],
 ) -> dict[str, Any]:
     """The header's map: who ran, by which clock, and what every number below means.
 
-    ``host`` is the modelled host (a msgspec Struct), ``machine`` the one that it ran on.
+    ``host`` is the modelled host (a msgspec Struct), ``machine`` the one that it ran on; ``shards``
+    say which part of which service each tape is of.
     """
     return {
         "protocol": PROTOCOL_VERSION,
@@ -53,6 +60,7 @@ def describe_run(
         "clock": dict(clock),
         "host": msgspec.to_builtins(host),
         "machine": machine,
+        "shards": [list(each) for each in shards],
         "kinds": list(KINDS),
         "definitions": {tag: list(MESSAGE_KINDS[tag].__struct_fields__) for tag in KINDS},
         "tables": {name: list(map(list, columns.items())) for name, columns in TABLES.items()},
@@ -63,7 +71,8 @@ class TraceEncoder:
     """Collects rows until they make a block; ``take`` and ``finish`` give what is to be written."""
 
     def __init__(self, header: Mapping[str, Any]) -> None:
-        self._joiner = Joiner()
+        in_one = header["runtime"] != "ray"
+        self._joiner = Joiner([service for service, _ in header["shards"]] if in_one else ())
         self._nr_names = 0
         self._rows: dict[str, list[Frame]] = {"messages": [], "updates": [], "events": []}
         self._out: list[bytes] = []

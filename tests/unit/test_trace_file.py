@@ -13,7 +13,7 @@ from deploy.driver.launch import Launch
 from deploy.profile.open import open_trace, own_trace
 from deploy.scenario.model import Balloon, Build, Punch, Touch
 from deploy.sim.runtime import SimRuntime
-from deploy.world import host_config
+from deploy.world import host_config, layout
 from protocols.errno import BadInputError
 from protocols.trace import TABLES
 from services.trace import blocks as blocks_module
@@ -37,6 +37,7 @@ class Sink:
         self.encoder = TraceEncoder(
             describe_run(
                 **{"runtime": "local", "seed": None, "clock": STEP, "host": config, "machine": {}}
+                | {"shards": layout(1, 1)}
                 | more
             )
         )

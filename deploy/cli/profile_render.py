@@ -1,0 +1,317 @@
+"""The terminal report of ``profile``: tables that fit a screen, times in units that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from protocols.frames import ORDER_NAMES
+
+ROWS_MAX: Final = 24
+BARS: Final = " ▁▂▃▄▅▆▇█"
+SPARK_WIDTH: Final = 60
+PATH_ROWS: Final = 60
+Map = dict[str, Any]
+
+
+class Clock:
+    """Turns ticks into text: seconds with a unit, or steps."""
+
+    def __init__(self, ticks_per_s: float) -> None:
+        self._rate = ticks_per_s
+
+    def __call__(self, ticks: float) -> str:
+        """Ticks as a duration."""
+        if not self._rate:
+            return f"{ticks:,.0f}"
+        seconds = ticks / self._rate
+        for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
+            if seconds < limit:
+                return f"{seconds * factor:.4g} {unit}"
+        return f"{seconds:.4g} s"
+
+    @property
+    def unit(self) -> str:
+        """What bare numbers count."""
+        return "" if self._rate else " (steps)"
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table without frame; the first ``left`` columns are text, the others numbers."""
+    made = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for at, name in enumerate(columns):
+        made.add_column(name, justify="left" if at < left else "right")
+    return made
+
+
+def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """Values as a row of bars, the largest of each group standing for it."""
+    if not values:
+        return ""
+    nr = min(width, len(values))
+    groups = [
+        max(values[len(values) * at // nr : len(values) * (at + 1) // nr]) for at in range(nr)
+    ]
+    top = max(groups)
+    return "".join(BARS[-(-int(8 * value) // int(top)) if top >= 1 else 0] for value in groups)
+
+
+def print_profile(found: Map, console: Console, *, domid: int | None = None) -> None:
+    """Everything, the most telling first."""
+    clock = Clock(found["ticks_per_s"])
+    _head(found, clock, console)
+    for section in (_kinds, _services, _paths, _domains, _contention, _hypercalls, _pcpus):
+        section(found, clock, console)
+    if domid is not None and str(domid) in found["domains"]:
+        _domain(found["domains"][str(domid)], domid, clock, console)
+
+
+def _head(found: Map, clock: Clock, console: Console) -> None:
+    first, last = found["span"]
+    facts = [f"{found['records']:,} records", f"{clock(last - first)}{clock.unit}"]
+    if found["lost"]:
+        facts.append(f"{found['lost']:,} lost: what follows is not all that happened")
+    header = found.get("header", {})
+    if header.get("runtime"):
+        facts.append(f"runtime {header['runtime']}")
+    console.print(Text(f"{found['source']}: {found['format']}, {', '.join(facts)}"))
+    events = found["events"]
+    if events:
+        listed = sorted(events.items(), key=lambda item: -item[1])
+        shown = [f"{name} {nr:,}" for name, nr in listed[:12]]
+        if len(listed) > len(shown):
+            shown.append(f"and {len(listed) - len(shown)} more kinds")
+        console.print(Text(f"events: {', '.join(shown)}"))
+    rate = found.get("rate", {})
+    if rate.get("total"):
+        console.print(Text(f"messages over time |{spark(rate['total'])}|"))
+
+
+def _figures(made: Table, name: str, each: Map, clock: Clock) -> None:
+    made.add_row(
+        name, f"{each['count']:,}", f"{each['bytes']:,}",
+        *(clock(each[rank]) for rank in ("p50", "p90", "p99", "max")),
+        *(clock(each[part]["total"]) for part in ("queue", "service", "awaiting", "lock")),
+    )  # fmt: skip
+
+
+COLUMNS: Final = (
+    "count", "bytes", "p50", "p90", "p99", "max", "queued", "service", "awaiting", "locks",
+)  # fmt: skip
+
+
+def _kinds(found: Map, clock: Clock, console: Console) -> None:
+    kinds: Map = found["messages"]
+    if not kinds:
+        return
+    made = table(f"\nmessages: latency, and time in all{clock.unit}", "kind", *COLUMNS)
+    listed = sorted(kinds.items(), key=lambda item: -item[1]["service"]["total"])
+    for name, each in listed[:ROWS_MAX]:
+        _figures(made, name, each, clock)
+    console.print(made)
+    if len(listed) > ROWS_MAX:
+        console.print(f"... and {len(listed) - ROWS_MAX} kinds with less service time")
+
+
+def _services(found: Map, clock: Clock, console: Console) -> None:
+    if found.get("services"):
+        made = table("\nservices: what they were sent", "service", *COLUMNS)
+        for name, each in found["services"].items():
+            _figures(made, name, each, clock)
+        console.print(made)
+
+
+def _paths(found: Map, clock: Clock, console: Console) -> None:
+    paths = found.get("critical_path")
+    if not paths:
+        return
+    made = table(
+        "\ncritical path: where the time went that everybody waited for, and so what is won at "
+        "most if it were free",
+        "path", "kind", "domid", "lasted", "messages", "mostly", left=2,
+    )  # fmt: skip
+    for path in (paths["run"], *paths["slowest"]):
+        if path is not None:
+            whole = max(path["end"] - path["start"], 1)
+            shares = ", ".join(
+                f"{name} {clock(ticks)} ({100 * ticks / whole:.0f} %)"
+                for name, ticks in list(path["if_free"].items())[:4]
+            )
+            made.add_row(
+                path["id"], path["kind"], str(path["domid"]) if path["domid"] >= 0 else "",
+                clock(path["end"] - path["start"]), f"{path['messages']:,}", shares,
+            )  # fmt: skip
+    console.print(made)
+
+
+def order_name(order: str) -> str:
+    """4K, 2M, 1G; another order by its number."""
+    return ORDER_NAMES.get(int(order), f"order {order}")
+
+
+def _domains(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG001
+    domains: Map = found["domains"]
+    if not domains:
+        return
+    orders = sorted({int(o) for each in domains.values() for o in each["final_extents"]})[::-1]
+    made = table(
+        "\ndomains", "domid", *(f"{order_name(str(order))} leaves" for order in orders),
+        "in superpages", "updates", "shatters", "populates", "fallbacks", "faults",
+        "PoD pop/spl/recl", left=0,
+    )  # fmt: skip
+    listed = sorted(domains.items(), key=lambda item: int(item[0]))
+    for domid, each in listed[:ROWS_MAX]:
+        populate: Map = each.get("populate", {})
+        pod = [sum(each[name].values()) for name in ("pod_populate", "pod_zero_reclaim")]
+        made.add_row(
+            domid,
+            *(f"{sum(each['final_leaves'].get(str(order), {}).values()):,}" for order in orders),
+            f"{100 * covered(each['final_extents']):.1f} %",
+            f"{sum(nr for kinds in each['p2m_updates'].values() for nr in kinds.values()):,}",
+            " ".join(f"{step} {nr:,}" for step, nr in each["shatters"].items() if nr) or "0",
+            f"{populate.get('calls', 0):,}",
+            " ".join(f"{step} {nr}" for step, nr in populate.get("fallbacks", {}).items()) or "0",
+            f"{each['nested_faults']:,}",
+            f"{pod[0]:,}/{each['pod_superpage_splinter']:,}/{pod[1]:,}",
+        )
+    console.print(made)
+    if len(listed) > ROWS_MAX:
+        console.print(f"... and {len(listed) - ROWS_MAX} more domains (--domid N shows one)")
+
+
+def covered(extents: dict[str, dict[str, int]]) -> float:
+    """The share of a domain's frames that lie in superpages."""
+    frames = {int(order): sum(kinds.values()) for order, kinds in extents.items()}
+    total = sum(frames.values())
+    return sum(nr for order, nr in frames.items() if order) / total if total else 0.0
+
+
+def _domain(each: Map, domid: int, clock: Clock, console: Console) -> None:
+    series: Map = each.get("series", {})
+    console.print(Text(f"\ndomain {domid} over time"))
+    rows: list[tuple[str, list[float]]] = [
+        (f"mapped by {order_name(order)}", values)
+        for order, values in series.get("mapped", {}).items()
+    ]
+    rows.append(("in superpages", [100 * share for share in series.get("coverage", [])]))
+    rows += [
+        (name.replace("_", " "), series.get(name, []))
+        for name in (
+            "updates", "shatters", "populate_calls", "extents", "nested_faults", "pod_populate",
+            "pod_splinter", "pod_reclaim",
+        )
+    ]  # fmt: skip
+    for name, values in rows:
+        if values and max(values):
+            console.print(Text(f"  {name:<16} |{spark(values)}| at most {max(values):,.0f}"))
+    hottest = each.get("hottest", [])
+    if hottest:
+        made = table("  most updated superpages", "gfn", "updates", "shatters")
+        for hot in hottest:
+            made.add_row(f"  {hot['gfn']:#x}", f"{hot['updates']:,}", f"{hot['shatters']:,}")
+        console.print(made)
+    del clock
+
+
+def _contention(found: Map, clock: Clock, console: Console) -> None:
+    contention = found.get("contention")
+    if not contention:
+        return
+    made = table(
+        "\ncontention: mailboxes", "shard", "messages", "waited in all", "p99", "longest queue",
+        "at",
+    )  # fmt: skip
+    for box in contention["mailboxes"]:
+        made.add_row(
+            f"{box['service']} ({box['shard']})", f"{box['messages']:,}",
+            clock(box["wait_total"]), clock(box["wait_p99"]), f"{box['longest']:,}",
+            clock(box["at"] - found["span"][0]),
+        )  # fmt: skip
+    console.print(made)
+    for lock in contention["locks"][:8]:
+        console.print(
+            Text(
+                f"lock of {lock['name']}: {lock['waits']:,} waits, {clock(lock['total'])} in all, "
+                f"at most {clock(lock['max'])}"
+            )
+        )
+    fairness = contention["fairness"]
+    if len(fairness["domains"]) > 1:
+        means: Callable[[str], float] = lambda domid: fairness["domains"][domid]["mean"]  # noqa: E731
+        best, worst = min(fairness["domains"], key=means), max(fairness["domains"], key=means)
+        console.print(
+            Text(
+                f"fairness between domains: Jain's index {fairness['jain']:.3f}; mean latency of "
+                f"a request {clock(means(best))} (domain {best}) to {clock(means(worst))} "
+                f"(domain {worst})"
+            )
+        )
+
+
+def _hypercalls(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG001
+    calls: Map = found.get("hypercalls", {})
+    if calls:
+        made = table(
+            "\nhypercalls: p2m updates of each", "hypercall", "count", "updates",
+            "calls by number of updates",
+        )  # fmt: skip
+        for name, each in sorted(calls.items(), key=lambda item: -item[1]["updates"])[:ROWS_MAX]:
+            runs = ", ".join(f"{size}: {nr:,}" for size, nr in each["runs"].items())
+            made.add_row(name, f"{each['count']:,}", f"{each['updates']:,}", runs)
+        console.print(made)
+
+
+def _pcpus(found: Map, clock: Clock, console: Console) -> None:
+    for cpu, each in found.get("pcpus", {}).items():
+        shares = ", ".join(
+            f"d{domid} {clock(ticks)}"
+            for domid, ticks in sorted(each["by_domid"].items(), key=lambda item: -item[1])
+            if int(domid) < 0x7FF0
+        )
+        console.print(Text(f"pcpu {cpu}: busy {100 * each['busy']:.1f} % ({shares})"))
+
+
+def print_path(path: Map, ticks_per_s: float, console: Console) -> None:
+    """A critical path step by step, then what each service had of it."""
+    clock = Clock(ticks_per_s)
+    whole = max(path["end"] - path["start"], 1)
+    made = table(
+        f"critical path of {path['id']} {path['kind']}: {clock(whole)}{clock.unit}, "
+        f"{path['messages']:,} messages",
+        "at", "for", "of it", "what", "component", "message", left=0,
+    )  # fmt: skip
+    segments: list[Map] = path["segments"]
+    longest = sorted(segments, key=lambda each: each["start"] - each["end"])[:PATH_ROWS]
+    shown = segments if len(segments) <= PATH_ROWS else longest
+    for each in sorted(shown, key=lambda each: each["start"]):
+        lasted = each["end"] - each["start"]
+        made.add_row(
+            clock(each["start"] - path["start"]), clock(lasted), f"{100 * lasted / whole:.1f} %",
+            each["what"], each["component"], f"{each['id']} {each['kind']}",
+        )  # fmt: skip
+    console.print(made)
+    if len(segments) > len(shown):
+        console.print(f"... the {len(shown)} longest of {len(segments):,} steps")
+    made = table("\nwon at most if it were free", "service", "time", "share")
+    for name, ticks in path["if_free"].items():
+        made.add_row(name, clock(ticks), f"{100 * ticks / whole:.1f} %")
+    console.print(made)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+    """The answer to a query."""
+    made = table("", *columns, left=len(columns))
+    made.title = None
+    for row in rows:
+        made.add_row(*(Text(str(value)) for value in row))
+    console.print(made)
+    console.print(f"{len(rows):,} rows")
+
+
+def print_comparison(found: Map, console: Console) -> None:
+    """What differs between two traces."""
+    console.print(Text(str(found)))

@@ -1,0 +1,114 @@
+"""Everything that ``shatterproof profile`` says about a trace, as one map for machines."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from services.trace.critical import Chains, request_path, run_path, slowest
+from services.trace.domains import domains
+from services.trace.frame import Trace
+from services.trace.select import Selection
+from services.trace.stats import (
+    Times,
+    by_kind,
+    by_service,
+    contention,
+    groups,
+    rate,
+    span_of,
+)
+
+EVERYTHING: Final = Selection()
+SCHEMA: Final = "shatterproof.profile/1"
+SLOWEST: Final = 10
+RUNS: Final = ((1, 1), (2, 8), (9, 64), (65, 512), (513, 1 << 62))
+"""Classes of how many p2m updates one hypercall made."""
+HYPERCALLS: Final = {
+    1: "mmu_update", 12: "memory_op", 13: "multicall", 20: "grant_table_op", 26: "mmuext_op",
+    29: "sched_op", 32: "event_channel_op", 34: "hvm_op", 35: "sysctl", 36: "domctl",
+    41: "dm_op",
+}  # fmt: skip
+"""Names of the numbers in public/xen.h that meet memory; others go by number."""
+
+
+def report(
+    whole: Trace, selection: Selection = EVERYTHING, *, views: bool = True
+) -> dict[str, Any]:
+    """The report of what is asked for; without ``views`` only figures, nothing over time."""
+    trace = selection.of(whole)
+    span = span_of(trace)
+    times = Times(trace.messages)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "source": trace.source,
+        "format": trace.format,
+        "ticks_per_s": trace.ticks_per_s,
+        "span": list(span),
+        "records": trace.records,
+        "lost": trace.lost,
+        "truncated": trace.truncated,
+        "header": {
+            name: trace.header[name]
+            for name in ("runtime", "seed", "clock", "host", "machine", "shards", "cpus", "cut")
+            if name in trace.header
+        },
+        "events": trace.event_counts(),
+        "messages": by_kind(trace, times),
+        "domains": domains(whole, span, selection, views=views),
+    }
+    if trace.messages.rows:
+        found["services"] = by_service(trace, times)
+        found["contention"] = contention(trace, times)
+        found["critical_path"] = critical_path(Chains(trace), slow=SLOWEST if views else 0)
+    if views:
+        found["rate"] = rate(trace, span)
+    if trace.hypercalls.rows:
+        found["hypercalls"] = _hypercalls(trace)
+    if trace.running.rows:
+        found["pcpus"] = _pcpus(trace, span)
+    return found
+
+
+def critical_path(chains: Chains, *, slow: int) -> dict[str, Any]:
+    """The path of the run, and those of its slowest hypercalls."""
+    paths = [request_path(chains, row) for row in slowest(chains.trace, slow)] if slow else []
+    return {"run": run_path(chains), "slowest": [path for path in paths if path is not None]}
+
+
+def _hypercalls(trace: Trace) -> dict[str, Any]:
+    """Of a xentrace: each hypercall with the runs of p2m updates that it made."""
+    calls = trace.hypercalls
+    found: dict[str, Any] = {}
+    for number, rows in groups(calls["op"]):
+        made = calls["updates"][rows]
+        runs = {
+            (str(low) if low == high else f"{low}-{high}" if high < 1 << 62 else f"{low}+"): int(
+                np.count_nonzero((made >= low) & (made <= high))
+            )
+            for low, high in RUNS
+        }
+        found[HYPERCALLS.get(number, str(number))] = {
+            "count": len(rows),
+            "updates": int(made.sum()),
+            "runs": {name: nr for name, nr in runs.items() if nr},
+        }
+    return found
+
+
+def _pcpus(trace: Trace, span: tuple[int, int]) -> dict[str, Any]:
+    """Of a xentrace: how busy each pcpu was, and with whom."""
+    running = trace.running
+    lasted = running["end"] - running["start"]
+    length = max(span[1] - span[0], 1)
+    found: dict[str, Any] = {}
+    for cpu, rows in groups(running["cpu"]):
+        by_domid = {
+            str(domid): int(lasted[rows[mine]].sum())
+            for domid, mine in groups(running["domid"][rows])
+        }
+        idle = sum(ticks for domid, ticks in by_domid.items() if int(domid) >= 0x7FF0)
+        busy = sum(by_domid.values()) - idle
+        found[str(cpu)] = {"busy": busy / length, "by_domid": by_domid}
+    return found
