@@ -62,7 +62,7 @@ def _sequences(trace: Trace) -> dict[str, list[int]]:
     by_start = np.argsort(m["started"], kind="stable")
     sequences: dict[str, list[int]] = {}
     for dst, number in zip(m["dst"][by_start].tolist(), m["id"][by_start].tolist(), strict=True):
-        name = trace.names[dst]
+        name: str = trace.names[int(dst)]
         if not name.startswith("client/"):
             sequences.setdefault(name, []).append(number)
     return sequences
@@ -119,4 +119,4 @@ def _snapshot(name: str, host: Host) -> P2mSnapshotReply | None:
 
 def _kinds(trace: Trace) -> dict[str, int]:
     kinds, counts = np.unique(trace.messages["kind"], return_counts=True)
-    return {trace.kinds[kind]: nr for kind, nr in zip(kinds.tolist(), counts.tolist(), strict=True)}
+    return {trace.kinds[int(kind)]: int(nr) for kind, nr in zip(kinds, counts, strict=True)}
