@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
         max(values[len(values) * at // nr : len(values) * (at + 1) // nr]) for at in range(nr)
     ]
     top = max(groups)
-    return "".join(BARS[-(-int(8 * value) // int(top)) if top >= 1 else 0] for value in groups)
+    return "".join(BARS[math.ceil(8 * value / top) if top else 0] for value in groups)
 
 
 def print_profile(found: Map, console: Console, *, domid: int | None = None) -> None:

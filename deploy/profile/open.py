@@ -20,7 +20,7 @@ from services.trace.blocks import (
     unpack_column,
 )
 from services.trace.frame import Trace
-from services.trace.xentrace import decode_xentrace
+from services.trace.xen_frames import read_trace
 
 CPU_HZ = 2.6e9
 
@@ -38,7 +38,7 @@ def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
     source = str(path)
     data = read_file(Path(path))
     if not is_trace(data):
-        raise NotImplementedError(decode_xentrace, cpu_hz)
+        return read_trace(data, source, cpu_hz=cpu_hz)
     return own_trace(data, source)
 
 

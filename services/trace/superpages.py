@@ -15,12 +15,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from protocols.p2m_types import INVALID_MFN_TYPES
+from protocols.p2m_types import INVALID_MFN_TYPES, P2mType
 from services.trace.frame import Column
 
 COMPILE_FROM: Final = 100_000
 """Updates of one call from which on compiling the loop is worth its seconds."""
 TYPES: Final = 256
+POD: Final = int(P2mType.POPULATE_ON_DEMAND)
 
 EMPTY: Final = 0
 LEAF: Final = 1
@@ -97,8 +98,11 @@ class GfnMap:
         return found
 
     def frames(self) -> dict[int, int]:
-        """{order: frames} that leaves of each order cover now; PoD entries are among them."""
-        return {order: sum(kinds.values()) << order for order, kinds in self.leaves().items()}
+        """{order: frames} that leaves of each order map now; PoD entries map nothing yet."""
+        return {
+            order: sum(nr for kind, nr in kinds.items() if kind != POD) << order
+            for order, kinds in self.leaves().items()
+        }
 
     def _rows_of(self, regions: list[int]) -> npt.NDArray[np.int64]:
         """The rows of some regions, new ones at the end."""

@@ -1,0 +1,236 @@
+"""A real xentrace as frames: updates and events with whoever ran, hypercalls, and who ran where."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from protocols.errno import BadInputError
+from protocols.frames import INVALID_FRAME, ORDER_2M
+from protocols.trace import NO_DOMID, NO_ORDER, MemEvent
+from services.trace.frame import Column, Frame, Trace
+from services.trace.xentrace import (
+    CPU_CHANGE_HEADER,
+    EXTRA_MASK,
+    EXTRA_SHIFT,
+    TSC_SHIFT,
+    XenTrace,
+    decode_xentrace,
+)
+
+PV_HYPERCALL: Final = 0x0020_100D
+PV_SUBCALL: Final = 0x0020_200E
+VMMCALL: Final = 0x0008_2012
+RUNSTATE: Final = 0x0002_1000
+NUMBER_MASK: Final = 0xF_FFFF
+"""A PV hypercall's word: its number, and in the bits above which arguments follow."""
+NEW_STATE_SHIFT: Final = 4
+STATE_MASK: Final = 3
+RUNNING: Final = 0
+GRANTS: Final = (MemEvent.PAGE_GRANT_MAP, MemEvent.PAGE_GRANT_UNMAP, MemEvent.PAGE_GRANT_TRANSFER)
+
+Indices = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint32]
+
+
+def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
+    """A xentrace, whole or cut off: what is there up to the last whole record.
+
+    Raises:
+        BadInputError: empty, foreign or inconsistent.
+    """
+    whole, cut = whole_part(data, source)
+    decoded = decode_xentrace(whole, source)
+    first = int(decoded.tsc[decoded.tsc > 0].min()) if (decoded.tsc > 0).any() else 0
+    time = np.where(decoded.tsc > 0, decoded.tsc.astype(np.int64) - first, 0)
+    order = np.argsort(decoded.tsc, kind="stable")
+    context = _Context(decoded, time, order)
+    return Trace(
+        source=source,
+        format="xentrace",
+        header={"format": "xentrace", "cpus": len(np.unique(decoded.cpu)), "cut": cut},
+        ticks_per_s=cpu_hz,
+        updates=context.updates(),
+        events=context.events(),
+        hypercalls=context.hypercalls(),
+        running=context.spans(),
+        records=decoded.records,
+        lost=decoded.lost,
+        truncated=bool(cut),
+        events_by_name=dict(decoded.events),
+    )
+
+
+def whole_part(data: memoryview, source: str) -> tuple[bytes, str]:
+    """The bytes up to the last whole record, its window made to end there; and why, if cut.
+
+    xentrace writes a window's size before its records, so a writer that was killed leaves a window
+    that says more than it has.
+    """
+    nr_words = len(data) // 4
+    words = np.frombuffer(data, dtype="<u4", count=nr_words)
+    if not nr_words or words[0] != CPU_CHANGE_HEADER:
+        return bytes(data), ""
+    lengths = (1 + (words >> EXTRA_SHIFT & EXTRA_MASK) + 2 * (words >> TSC_SHIFT)).tolist()
+    place = last = window = 0
+    headers = words == CPU_CHANGE_HEADER
+    while place + lengths[place] <= nr_words if place < nr_words else False:
+        last = place
+        if headers[place]:
+            window = place
+        place += lengths[place]
+    claimed = int(words[window + 2]) if window + 2 < nr_words else 0
+    has = 4 * (place - window - 3)
+    if place == nr_words and len(data) % 4 == 0 and claimed <= has:
+        return bytes(data), ""
+    if not place or (last == window and place == window + 3 and window == 0):
+        raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
+    kept = words[:place].copy()
+    kept[window + 2] = has
+    missing = max(claimed - has, len(data) - 4 * place)
+    reason = (
+        f"{source}: offset {4 * place}: truncated: {missing:,} bytes of pcpu "
+        f"{int(kept[window + 1])}'s last window are missing"
+    )
+    return kept.tobytes(), reason
+
+
+class _Context:
+    """What every record's pcpu was doing."""
+
+    def __init__(self, decoded: XenTrace, time: Indices, order: Indices) -> None:
+        self._trace = decoded
+        self._time = time
+        self._order = order
+        self._words = decoded.words
+        by_cpu = np.argsort(decoded.cpu, kind="stable")
+        self._by_cpu = by_cpu
+        self._starts = np.append(True, np.diff(decoded.cpu[by_cpu]) != 0)
+        switches = self._switches()
+        self._switch = self._last(switches)
+        known = self._switch >= 0
+        word = self._words[decoded.payload[np.maximum(self._switch, 0)]]
+        self._domid = np.where(known, (word >> np.uint32(16)).astype(np.int64), NO_DOMID)
+        self._vcpu = np.where(known, (word & np.uint32(0xFFFF)).astype(np.int64), -1)
+        self._switched = switches
+        event = decoded.event
+        calls = (event == PV_HYPERCALL) | (event == PV_SUBCALL) | (event == VMMCALL)
+        self._calls = np.flatnonzero(calls)[
+            np.argsort(decoded.tsc[np.flatnonzero(calls)], kind="stable")
+        ]
+        number = np.full(len(event), -1, dtype=np.int64)
+        number[self._calls] = np.arange(len(self._calls))
+        call = self._last(np.flatnonzero(calls))
+        self._call = np.where(call >= 0, number[np.maximum(call, 0)], -1)
+
+    def _switches(self) -> Indices:
+        """Records by which a vcpu begins to run."""
+        rows = np.flatnonzero(self._trace.event == RUNSTATE)
+        # The header is before the TSC; runstate changes have one.
+        header = self._words[self._trace.payload[rows] - 3]
+        state = header >> np.uint32(NEW_STATE_SHIFT) & np.uint32(STATE_MASK)
+        return rows[state == RUNNING]
+
+    def _last(self, rows: Indices) -> Indices:
+        """For each record the last of some rows on its pcpu so far; -1 for none."""
+        mark = np.full(len(self._trace.event), -1, dtype=np.int64)
+        mark[rows] = rows
+        ordered = mark[self._by_cpu]
+        # Rows are filled from the first of each pcpu on, so that none takes over another's.
+        at = np.where((ordered >= 0) | self._starts, np.arange(len(ordered)), 0)
+        filled = np.empty_like(mark)
+        filled[self._by_cpu] = ordered[np.maximum.accumulate(at)]
+        return filled
+
+    def updates(self) -> Frame:
+        """UPDATES, as ``XenTrace.p2m_updates`` orders them."""
+        found = self._trace.p2m_updates()
+        rows = found.record
+        return Frame.of(
+            "updates",
+            {
+                "time": self._time[rows], "domid": found.domid, "order": found.order,
+                "type": found.p2mt, "gfn": found.gfn, "mfn": found.mfn,
+                "cause": self._call[rows] + 1, "cpu": self._trace.cpu[rows],
+            },
+        )  # fmt: skip
+
+    def events(self) -> Frame:
+        """EVENTS, in the same order."""
+        trace = self._trace
+        parts: list[dict[str, Column]] = []
+
+        def add(event: MemEvent, rows: Indices, **columns: Any) -> None:
+            none = np.full(len(rows), INVALID_FRAME, dtype=np.uint64)
+            parts.append(
+                {
+                    "record": rows, "time": self._time[rows], "event": np.full(len(rows), event),
+                    "cause": self._call[rows] + 1, "cpu": trace.cpu[rows], "gfn": none,
+                    "mfn": none, "order": np.full(len(rows), NO_ORDER),
+                }
+                | columns
+            )  # fmt: skip
+
+        for event, found in (
+            (MemEvent.DECREASE_RESERVATION, trace.decrease_reservations()),
+            (MemEvent.POD_POPULATE, trace.pod_populates()),
+            (MemEvent.POD_ZERO_RECLAIM, trace.pod_zero_reclaims()),
+        ):
+            add(
+                event, found.record, gfn=found.gfn, mfn=found.mfn, order=found.order,
+                domid=found.domid,
+            )  # fmt: skip
+        splinters = trace.pod_splinters()
+        add(
+            MemEvent.POD_SUPERPAGE_SPLINTER, splinters.record, gfn=splinters.gfn,
+            domid=splinters.domid, order=np.full(len(splinters.record), ORDER_2M),
+        )  # fmt: skip
+        faults = trace.nested_faults()
+        add(
+            MemEvent.NPF, faults.record, gfn=faults.gfn, mfn=faults.mfn,
+            domid=self._domid[faults.record],
+        )  # fmt: skip
+        for event in GRANTS:
+            rows = np.flatnonzero(trace.event == event)
+            add(event, rows, domid=self._words[trace.payload[rows]])
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        record = whole.pop("record")
+        by_time = np.lexsort((record, trace.tsc[record]))
+        return Frame.of("events", {name: column[by_time] for name, column in whole.items()})
+
+    def hypercalls(self) -> Frame:
+        """HYPERCALLS, by time."""
+        trace, rows = self._trace, self._calls
+        word = self._words[trace.payload[rows]]
+        is_vmmcall = trace.event[rows] == VMMCALL
+        updates = np.flatnonzero(trace.event == MemEvent.SET_P2M_ENTRY)
+        made = self._call[updates]
+        return Frame.of(
+            "hypercalls",
+            {
+                "time": self._time[rows], "cpu": trace.cpu[rows], "domid": self._domid[rows],
+                "vcpu": self._vcpu[rows],
+                "op": np.where(is_vmmcall, word, word & np.uint32(NUMBER_MASK)),
+                "subcall": trace.event[rows] == PV_SUBCALL,
+                "updates": np.bincount(made[made >= 0], minlength=len(rows)),
+            },
+        )  # fmt: skip
+
+    def spans(self) -> Frame:
+        """RUNNING: from each switch to the next on its pcpu, the last to the pcpu's last record."""
+        rows = self._switched
+        cpu = self._trace.cpu[rows]
+        start = self._time[rows]
+        end = np.zeros(len(rows), dtype=np.int64)
+        for number in np.unique(cpu):
+            mine = np.flatnonzero(cpu == number)
+            last = int(self._time[self._trace.cpu == number].max())
+            end[mine] = np.append(start[mine][1:], last)
+        by_start = np.argsort(start, kind="stable")
+        columns = {
+            "cpu": cpu, "domid": self._domid[rows], "vcpu": self._vcpu[rows], "start": start,
+            "end": np.maximum(end, start),
+        }  # fmt: skip
+        return Frame.of("running", {name: column[by_start] for name, column in columns.items()})
