@@ -20,7 +20,7 @@ from deploy.cli.profile_render import (
     print_rows,
 )
 from deploy.cli.render import output_console
-from deploy.profile.open import CPU_HZ, open_trace
+from deploy.profile.open import CPU_HZ, is_long_xentrace, open_trace, read_file
 from protocols.errno import BadInputError
 from services.trace.critical import Chains, request_path, run_path
 from services.trace.frame import Trace
@@ -35,6 +35,7 @@ Examples:
   shatterproof profile run.trace --sql "select kind, count(*) from messages group by kind"
   shatterproof profile run.trace --critical-path toolstack/1#4 --domid 1
 """
+EXIT_TRUNCATED: Final = 2
 WHOLE_RUN: Final = ""
 """``--critical-path`` without an id."""
 
@@ -135,10 +136,16 @@ def profile(
     exports.check()
     if json_path not in {None, "-"}:
         check_file(Path(str(json_path)), "--json")
-    trace = _open(trace_path, cpu_hz)
-    selection = _selection(trace, domid, kind, between, gfn)
     console = Console(file=io.StringIO()) if json_path == "-" else output_console()
     answer: Any
+    asked = (domid, kind, between, gfn, sql, diff, path_of, sequence)
+    if not exports.any() and all(each is None for each in asked) and is_long_xentrace(trace_path):
+        answer = _long(trace_path, cpu_hz, console)
+        if json_path is not None:
+            write_json(answer, json_path)
+        return EXIT_TRUNCATED if answer["truncated"] else 0
+    trace = _open(trace_path, cpu_hz)
+    selection = _selection(trace, domid, kind, between, gfn)
     if sql is not None:
         answer = _query(trace, selection, sql, console)
     elif diff is not None:
@@ -153,7 +160,19 @@ def profile(
     if json_path is not None:
         write_json(answer, json_path)
     _export(exports, trace, selection, console)
-    return 2 if trace.truncated and trace.format == "xentrace" else 0
+    return EXIT_TRUNCATED if trace.truncated and trace.format == "xentrace" else 0
+
+
+def _long(path: Path, cpu_hz: float, console: Console) -> Any:
+    """The summary of a xentrace that is too long to be looked at in full."""
+    from services.trace.xen_summary import summarise  # noqa: PLC0415 (compiles its loops)
+
+    answer = summarise(read_file(path), str(path), cpu_hz=cpu_hz)
+    if answer["truncated"]:
+        sys.stderr.write(f"shatterproof: {answer['header']['cut']}\n")
+    print_profile(answer, console)
+    console.print("a long trace: --domid, --between, --gfn or --html look into parts of it")
+    return answer
 
 
 def _open(path: Path, cpu_hz: float) -> Trace:

@@ -6,7 +6,7 @@ import gzip
 import lzma
 import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from protocols.errno import BadInputError
 from services.trace.blocks import (
@@ -22,7 +22,9 @@ from services.trace.blocks import (
 from services.trace.frame import Trace
 from services.trace.xen_frames import read_trace
 
-CPU_HZ = 2.6e9
+CPU_HZ: Final = 2.6e9
+LONG_BYTES: Final = 32 << 20
+"""A xentrace of more bytes, unpacked, is summarised in one pass unless a part is asked for."""
 
 
 def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
@@ -40,6 +42,16 @@ def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
     if not is_trace(data):
         return read_trace(data, source, cpu_hz=cpu_hz)
     return own_trace(data, source)
+
+
+def is_long_xentrace(path: Path) -> bool:
+    """Whether a file is a xentrace of which a summary needs bounded memory.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    data = read_file(path)
+    return len(data) > LONG_BYTES and not is_trace(data)
 
 
 def read_file(path: Path) -> memoryview:

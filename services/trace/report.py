@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +25,8 @@ from services.trace.stats import (
 EVERYTHING: Final = Selection()
 SCHEMA: Final = "shatterproof.profile/1"
 SLOWEST: Final = 10
-RUNS: Final = ((1, 1), (2, 8), (9, 64), (65, 512), (513, 1 << 62))
-"""Classes of how many p2m updates one hypercall made."""
+RUN_EDGES: Final = (0, 1, 8, 64, 512)
+"""Upper ends of the classes of how many p2m updates one hypercall made; then there is one more."""
 HYPERCALLS: Final = {
     1: "mmu_update", 12: "memory_op", 13: "multicall", 20: "grant_table_op", 26: "mmuext_op",
     29: "sched_op", 32: "event_channel_op", 34: "hvm_op", 35: "sysctl", 36: "domctl",
@@ -38,7 +40,7 @@ def report(
 ) -> dict[str, Any]:
     """The report of what is asked for; without ``views`` only figures, nothing over time."""
     trace = selection.of(whole)
-    span = span_of(trace)
+    span = selection.between or span_of(trace)
     times = Times(trace.messages)
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -77,22 +79,25 @@ def critical_path(chains: Chains, *, slow: int) -> dict[str, Any]:
     return {"run": run_path(chains), "slowest": [path for path in paths if path is not None]}
 
 
+def run_classes(counts: Sequence[int]) -> dict[str, int]:
+    """Hypercalls by how many p2m updates they made: ``{"0": n, "1": n, "2-8": n, ...}``."""
+    edges = [-1, *RUN_EDGES]
+    names = [str(high) if high - low == 1 else f"{low + 1}-{high}" for low, high in pairwise(edges)]
+    names.append(f"{RUN_EDGES[-1] + 1}+")
+    return {name: nr for name, nr in zip(names, counts, strict=True) if nr}
+
+
 def _hypercalls(trace: Trace) -> dict[str, Any]:
     """Of a xentrace: each hypercall with the runs of p2m updates that it made."""
     calls = trace.hypercalls
     found: dict[str, Any] = {}
     for number, rows in groups(calls["op"]):
         made = calls["updates"][rows]
-        runs = {
-            (str(low) if low == high else f"{low}-{high}" if high < 1 << 62 else f"{low}+"): int(
-                np.count_nonzero((made >= low) & (made <= high))
-            )
-            for low, high in RUNS
-        }
+        classes = np.bincount(np.searchsorted(RUN_EDGES, made), minlength=len(RUN_EDGES) + 1)
         found[HYPERCALLS.get(number, str(number))] = {
             "count": len(rows),
             "updates": int(made.sum()),
-            "runs": {name: nr for name, nr in runs.items() if nr},
+            "runs": run_classes(classes.tolist()),
         }
     return found
 

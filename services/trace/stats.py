@@ -74,6 +74,9 @@ def groups(keys: Column) -> list[tuple[int, Indices]]:
 
 def span_of(trace: Trace) -> tuple[int, int]:
     """First and last tick of anything in the trace."""
+    if "span" in trace.header:
+        first, last = trace.header["span"]
+        return first, last
     firsts: list[int] = []
     lasts: list[int] = []
     for column in (

@@ -50,7 +50,12 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
     return Trace(
         source=source,
         format="xentrace",
-        header={"format": "xentrace", "cpus": len(np.unique(decoded.cpu)), "cut": cut},
+        header={
+            "format": "xentrace",
+            "cpus": len(np.unique(decoded.cpu)),
+            "cut": cut,
+            "span": (0, int(time.max())),
+        },
         ticks_per_s=cpu_hz,
         updates=context.updates(),
         events=context.events(),

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import deploy.profile.open as open_module
 from deploy.cli.main import run
-from deploy.profile.open import open_trace
+from deploy.profile.open import CPU_HZ, open_trace
 from protocols.errno import BadInputError
 from protocols.p2m_types import P2mType
 from protocols.trace import NO_DOMID, MemEvent
 from services.trace.report import report
 from services.trace.xen_frames import read_trace
+from services.trace.xen_summary import summarise
 from tests.helpers import read_dump
 
 DATA = Path(__file__).parent.parent / "data"
@@ -235,3 +237,41 @@ def test_unknown_events_are_counted():
     trace = open_trace(path)
     assert sum(nr for name, nr in trace.event_counts().items() if name.startswith("0x")) > 0
     assert trace.records == np.sum(list(trace.event_counts().values()))
+
+
+@pytest.mark.parametrize("path", TRACES, ids=identity)
+def test_the_one_pass_summary_says_the_same(path):
+    data = lzma.decompress(path.read_bytes())
+    one_pass = summarise(memoryview(data), str(path), cpu_hz=CPU_HZ)
+    whole = report(open_trace(path), views=False)
+    for name in ("events", "records", "lost", "truncated", "hypercalls", "pcpus"):
+        assert one_pass[name] == whole[name], name
+    assert one_pass["domains"] == whole["domains"]
+
+
+@pytest.mark.parametrize("name", ["b1.pvh-64", "pod.p2-touch4k"])
+def test_the_one_pass_summary_of_a_cut_trace(name):
+    path = next(path for path in TRACES if path.name == f"{name}.trimmed.trace.bin.xz")
+    data = lzma.decompress(path.read_bytes())
+    for cut in range(40, len(data), len(data) // 40 + 1):
+        one_pass = summarise(memoryview(data[:cut]), "t", cpu_hz=CPU_HZ)
+        trace = read_trace(memoryview(data[:cut]), "t", cpu_hz=CPU_HZ)
+        whole = report(trace, views=False)
+        assert (one_pass["events"], one_pass["domains"]) == (whole["events"], whole["domains"])
+        assert one_pass["header"]["cut"] == trace.header["cut"]
+
+
+@pytest.mark.parametrize("data", [b"", bytes(400), b"\x03\xf0\x01\x20", b"\x03\xf0\x01\x20" * 9])
+def test_the_one_pass_summary_refuses_what_is_no_trace(data):
+    with pytest.raises(BadInputError, match=r"^t: offset \d+: "):
+        summarise(memoryview(data), "t", cpu_hz=CPU_HZ)
+
+
+def test_a_long_trace_is_summarised_in_one_pass(monkeypatch, capsys):
+    monkeypatch.setattr(open_module, "LONG_BYTES", 1000)
+    path = next(path for path in TRACES if "t7-1g" in path.name)
+    assert run(["profile", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "a long trace: " in out
+    assert "18->9 1 9->0 2" in out
+    assert err == ""
