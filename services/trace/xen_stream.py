@@ -178,6 +178,8 @@ class Stream:
             if not rows:
                 raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
             whole = self._whole_end(start)
+            if whole == 3:
+                raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
             rows[-1] = (start, whole, cpu)
             cut = (
                 f"{source}: offset {4 * whole}: truncated: "
@@ -365,7 +367,7 @@ def _merge(
             event = _RUNSTATE
         slot = _slot(names[0], event)
         state[5], state[6] = place, header
-        if payload + extra > ends[queue[cursor[cpu, 1]]]:
+        if payload + extra > ends[queue[cursor[cpu, 1]]] or event == CPU_CHANGE:
             return CROSSES
         if extra < _need(event):
             return SHORT
