@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocols.frames import ORDER_NAMES
+from services.trace.domains import covered
 
 ROWS_MAX: Final = 24
 BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -184,13 +185,6 @@ def _domains(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG00
         console.print(f"... and {len(listed) - ROWS_MAX} more domains (--domid N shows one)")
 
 
-def covered(extents: dict[str, dict[str, int]]) -> float:
-    """The share of a domain's frames that lie in superpages."""
-    frames = {int(order): sum(kinds.values()) for order, kinds in extents.items()}
-    total = sum(frames.values())
-    return sum(nr for order, nr in frames.items() if order) / total if total else 0.0
-
-
 def _domain(each: Map, domid: int, clock: Clock, console: Console) -> None:
     series: Map = each.get("series", {})
     console.print(Text(f"\ndomain {domid} over time"))
@@ -314,5 +308,52 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: C
 
 
 def print_comparison(found: Map, console: Console) -> None:
-    """What differs between two traces."""
-    console.print(Text(str(found)))
+    """What differs between two traces, or that nothing does."""
+    one, other = found["sources"]
+    console.print(Text(f"{one} (one) against {other} (other)"))
+    if found["same"]:
+        console.print("nothing differs")
+    for title, name in (("messages by kind", "counts"), ("events", "events")):
+        if found[name]:
+            made = table(f"\n{title}", "", "one", "other", "change")
+            for what, (a, b) in found[name].items():
+                made.add_row(what, f"{a:,}", f"{b:,}", f"{b - a:+,}")
+            console.print(made)
+    _latencies(found, console)
+    if found["domains"]:
+        made = table("\ndomains", "domid", "figure", "one", "other", left=2)
+        for domid, figures in list(found["domains"].items())[:ROWS_MAX]:
+            for figure, (a, b) in figures.items():
+                made.add_row(
+                    domid, figure, "" if a is None else str(a), "" if b is None else str(b)
+                )
+        console.print(made)
+    parting = found["divergence"]
+    if parting is not None:
+        where = f" of domain {parting['domid']}" if "domid" in parting else ""
+        console.print(
+            Text(f"\nthey part at row {parting['row']:,} of the {parting['table']}{where}")
+        )
+        console.print(Text(f"  one:   {parting['one']}"))
+        console.print(Text(f"  other: {parting['other']}"))
+
+
+def _latencies(found: Map, console: Console) -> None:
+    changed = {kind: each for kind, each in found["latency"].items() if each["differs"]}
+    rates = found["ticks_per_s"]
+    if changed:
+        clock = Clock(1.0 if rates[0] else 0.0)
+        made = table(
+            "\nlatency that differs for sure (Mann-Whitney U, Holm)", "kind", "p50", "-> p50",
+            "p99", "-> p99", "Cliff's delta", "p",
+        )  # fmt: skip
+        for kind, each in sorted(changed.items(), key=lambda item: -abs(item[1]["delta"])):
+            made.add_row(
+                kind, clock(each["one"]["p50"]), clock(each["other"]["p50"]),
+                clock(each["one"]["p99"]), clock(each["other"]["p99"]), f"{each['delta']:+.2f}",
+                f"{each['p']:.2g}",
+            )  # fmt: skip
+        console.print(made)
+    rest = len(found["latency"]) - len(changed)
+    if rest:
+        console.print(f"{rest} kinds with no certain difference of latency")

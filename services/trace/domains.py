@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -227,6 +227,17 @@ def _series(
     series["populate_calls"] = count(messages["started"][calls])
     series["extents"] = count(messages["started"][calls], messages["nr"][calls])
     return series
+
+
+def covered(extents: Mapping[str, Mapping[str, int]]) -> float:
+    """The share of the mapped frames of {order: {type: frames}} that lie in superpages."""
+    pod = TYPE_NAMES[P2mType.POPULATE_ON_DEMAND]
+    return _coverage(
+        {
+            int(order): sum(nr for kind, nr in kinds.items() if kind != pod)
+            for order, kinds in extents.items()
+        }
+    )
 
 
 def _coverage(mapped: dict[int, int]) -> float:
