@@ -138,6 +138,7 @@ def profile(
         check_file(Path(str(json_path)), "--json")
     console = Console(file=io.StringIO()) if json_path == "-" else output_console()
     answer: Any
+    found: dict[str, Any] | None = None
     asked = (domid, kind, between, gfn, sql, diff, path_of, sequence)
     if not exports.any() and all(each is None for each in asked) and is_long_xentrace(trace_path):
         answer = _long(trace_path, cpu_hz, console)
@@ -155,11 +156,11 @@ def profile(
     elif path_of is not None:
         answer = _critical_path(trace, path_of, console)
     else:
-        answer = report(trace, selection)
+        found = answer = report(trace, selection)
         print_profile(answer, console, domid=domid)
     if json_path is not None:
         write_json(answer, json_path)
-    _export(exports, trace, selection, console)
+    _export(exports, trace, selection, found, console)
     return EXIT_TRUNCATED if trace.truncated and trace.format == "xentrace" else 0
 
 
@@ -284,8 +285,14 @@ def _critical_path(trace: Trace, text: str, console: Console) -> Any:
     return path
 
 
-def _export(exports: Exports, trace: Trace, selection: Selection, console: Console) -> None:
-    """Write the files asked for; each is whole or absent."""
+def _export(
+    exports: Exports,
+    trace: Trace,
+    selection: Selection,
+    found: dict[str, Any] | None,
+    console: Console,
+) -> None:
+    """Write the files asked for; each is whole or absent. ``found``: the report, if it is there."""
     if not exports.any():
         return
     chosen = selection.of(trace)
@@ -296,7 +303,9 @@ def _export(exports: Exports, trace: Trace, selection: Selection, console: Conso
                 fill(file)
             console.print(f"{path}: {path.stat().st_size:,} bytes")
 
-    write(exports.html, "--html", lambda file: _page(chosen, report(trace, selection), file))
+    write(
+        exports.html, "--html", lambda file: _page(chosen, found or report(trace, selection), file)
+    )
     write(exports.perfetto, "--perfetto", lambda file: _perfetto(chosen, file))
     write(exports.xentrace, "--xentrace", lambda file: _xentrace(chosen, file))
     if exports.parquet is not None or exports.csv is not None:
@@ -311,9 +320,9 @@ def _export(exports: Exports, trace: Trace, selection: Selection, console: Conso
 def _page(trace: Trace, found: dict[str, Any], file: BinaryIO) -> None:
     from deploy.profile.page import write_page  # noqa: PLC0415
 
-    with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as text:
-        write_page(trace, found, text)
-        text.detach()
+    text = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+    write_page(trace, found, text)
+    text.detach()
 
 
 def _perfetto(trace: Trace, file: BinaryIO) -> None:

@@ -1,0 +1,1 @@
+"""What the page of ``profile`` is made of: HTML, CSS, JavaScript."""
