@@ -30,6 +30,8 @@ class Clock:
         """Ticks as a duration."""
         if not self._rate:
             return f"{ticks:,.0f}"
+        if not ticks:
+            return "0"
         seconds = ticks / self._rate
         for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
             if seconds < limit:

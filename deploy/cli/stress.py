@@ -183,6 +183,8 @@ def _check(options: dict[str, Any]) -> None:
     check_directory(options["save"], "--save")
     if options["json_path"] not in {None, "-"}:
         check_file(Path(options["json_path"]), "--json")
+    if options["trace"] is not None and (options["zoo"] is not None or options["compare_locks"]):
+        raise BadInputError("--trace: needs a WORKLOAD, or --replay of what --zoo has saved")
     for flag in ("history", "diagram", "trace"):
         if options[flag] is not None:
             check_file(options[flag], f"--{flag}")

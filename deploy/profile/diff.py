@@ -78,6 +78,9 @@ def _samples(trace: Trace) -> dict[str, Column]:
 
 
 def _latency(one: Trace, other: Trace) -> dict[str, Any]:
+    if bool(one.ticks_per_s) != bool(other.ticks_per_s):
+        # Steps against seconds say nothing.
+        return {}
     first, second = _samples(one), _samples(other)
     found: dict[str, Any] = {}
     for kind in sorted(first.keys() & second.keys()):

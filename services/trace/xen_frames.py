@@ -127,8 +127,9 @@ class _Context:
         ]
         number = np.full(len(event), -1, dtype=np.int64)
         number[self._calls] = np.arange(len(self._calls))
-        call = self._last(np.flatnonzero(calls))
-        self._call = np.where(call >= 0, number[np.maximum(call, 0)], -1)
+        # A hypercall is its vcpu's: when another runs it is over, or goes on by a new record.
+        latest = self._last(np.flatnonzero(calls | np.isin(np.arange(len(event)), switches)))
+        self._call = np.where(latest >= 0, number[np.maximum(latest, 0)], -1)
 
     def _switches(self) -> Indices:
         """Records by which a vcpu begins to run."""

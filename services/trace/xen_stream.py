@@ -381,6 +381,7 @@ def _merge(
             state[4] = max(state[4], time)
         if event == _RUNSTATE:
             if header >> 4 & 3 == 0:
+                _end_call(cursor, cpu, names, counts)
                 _end_run(cursor, cpu, time, names, counts)
                 cursor[cpu, 3] = np.int64(words[payload]) >> 16
         elif event in _CALLS:

@@ -173,6 +173,7 @@ def test_who_ran_and_which_hypercall_was_under_way(path):
         if row["hypercall"] and row["cur_dom"]:
             assert calls["domid"][cause - 1] == int(row["cur_dom"])
     assert checked or not any(row["hypercall"] for row in sets)
+    assert [cause > 0 for cause in causes.tolist()] == [bool(row["hypercall"]) for row in sets]
     under_way = causes[causes > 0]
     assert calls["updates"].sum() == under_way.size
 

@@ -16,7 +16,7 @@ from tests.helpers import guest, scenario
 PHASES = (
     Build(),
     Touch(nr=400, first_gfn=0x400, pattern="random", write=True),
-    Punch(superpages=3, per_superpage=2),
+    Punch(superpages=3, per_superpage=2, first_gfn=0x1000),
     Balloon("down", pages=5, first_gfn=0x800),
 )
 

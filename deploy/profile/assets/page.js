@@ -76,7 +76,7 @@ function canvas(id) {
   g.setTransform(ratio, 0, 0, ratio, 0, 0);
   g.clearRect(0, 0, w, h);
   g.font = "11px system-ui, sans-serif";
-  return { c, g, w, h, left: 58, right: w - 10, top: 8, bottom: h - 20 };
+  return { c, g, w, h, left: 66, right: w - 10, top: 8, bottom: h - 20 };
 }
 const toX = (p, t) => p.left + ((t - state.t0) / (state.t1 - state.t0)) * (p.right - p.left);
 const toT = (p, x) => state.t0 + ((x - p.left) / (p.right - p.left)) * (state.t1 - state.t0);
@@ -169,7 +169,7 @@ function drawOverview() {
 
 function drawHead() {
   $("source").textContent = R.source.split("/").pop();
-  const facts = [R.format === "xentrace" ? "real Xen (xentrace)" : `shatterproof, ${(R.header || {}).runtime || ""} runtime`, `${count(R.records)} records`, time(R.span[1] - R.span[0]), `${domids.length} domains`];
+  const facts = [R.format === "xentrace" ? "real Xen (xentrace)" : `shatterproof, ${(R.header || {}).runtime || ""} runtime`, `${count(R.records)} records`, time(R.span[1] - R.span[0]), domids.length === 1 ? "1 domain" : `${domids.length} domains`];
   if ((R.header || {}).host && R.header.host.paging) facts.push(R.header.host.paging + " tables");
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   const notes = [];
@@ -224,7 +224,7 @@ function drawHeat() {
       const y = p.bottom - ((band + 1) / bands) * (p.bottom - p.top), height = (p.bottom - p.top) / bands;
       for (let i = a; i < b; i++) if (row[i]) {
         p.g.globalAlpha = 0.25 + 0.75 * (Math.log1p(row[i]) / Math.log1p(top));
-        p.g.fillStyle = state.metric === "shatters" ? COLOURS.shatters : COLOURS[18];
+        p.g.fillStyle = state.metric === "shatters" ? COLOURS.shatters : css("--accent");
         const x = toX(p, h.edges[i]);
         p.g.fillRect(x, y, Math.max(toX(p, h.edges[i + 1]) - x, 1.2), Math.max(height - 0.4, 0.8));
       }
@@ -489,7 +489,7 @@ function listen() {
     const c = $(id);
     let from = null;
     const at = (event) => event.clientX - c.getBoundingClientRect().left;
-    const box = () => ({ left: 58, right: c.clientWidth - 10 });
+    const box = () => ({ left: 66, right: c.clientWidth - 10 });
     c.addEventListener("pointerdown", (event) => { from = at(event); c.setPointerCapture(event.pointerId); });
     c.addEventListener("pointermove", (event) => { if (from !== null && id === "overview-plot") { brush = [from, at(event)]; drawOverview(); } hover(id, event, at(event)); });
     c.addEventListener("pointerup", (event) => {
@@ -525,7 +525,7 @@ function clickHeat(event) { const cell = heatCell(event); if (cell) pickGfn(cell
 function heatCell(event) {
   const c = $("heat-plot"), h = (R.domains[shown()] || {}).heat, box = c.getBoundingClientRect();
   if (!h) return null;
-  const p = { left: 58, right: c.clientWidth - 10, top: 8, bottom: c.clientHeight - 20 }, bands = h.updates.length;
+  const p = { left: 66, right: c.clientWidth - 10, top: 8, bottom: c.clientHeight - 20 }, bands = h.updates.length;
   const band = Math.floor(((p.bottom - (event.clientY - box.top)) / (p.bottom - p.top)) * bands), t = toT(p, event.clientX - box.left);
   if (band < 0 || band >= bands || t < state.t0 || t > state.t1) return null;
   let bin = 0;
@@ -533,7 +533,7 @@ function heatCell(event) {
   return { gfn: h.gfn_edges[band], end: h.gfn_edges[band + 1], t, updates: h.updates[band][bin], shatters: h.shatters[band][bin] };
 }
 function hover(id, event, x) {
-  const c = $(id), p = { left: 58, right: c.clientWidth - 10 };
+  const c = $(id), p = { left: 66, right: c.clientWidth - 10 };
   if (x < p.left || x > p.right) { tipAt(event, ""); return; }
   const t = toT(p, x), at = `at ${time(t - R.span[0])}`;
   const bin = (e) => { let i = 0; while (i < e.length - 2 && e[i + 1] <= t) i++; return i; };
