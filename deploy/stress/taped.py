@@ -35,7 +35,12 @@ class TapedEngine(Engine):
             return super()._drive(host, envelope)
         tape.begin(envelope)
         began = tape.last
-        out = super()._drive(host, envelope)
+        try:
+            out = super()._drive(host, envelope)
+        except Exception:
+            # The step that broke the invariant is what the trace is for.
+            tape.broke_off(envelope, began)
+            raise
         tape.end(envelope, began)
         return out
 

@@ -128,6 +128,10 @@ class Tape:
             now = self._clock() if self._last == began else self._last
             self._serve(envelope, self._received, began, 0, now, now - began, 0)
 
+    def broke_off(self, envelope: Envelope, began: int) -> None:
+        """The host failed over it: it was begun and will never end."""
+        self._serve(envelope, self._received, began, 0, NEVER, self._clock() - began, 0)
+
     @property
     def last(self) -> int:
         """When the current step began, or its last activity stopped."""
