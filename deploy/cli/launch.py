@@ -18,6 +18,7 @@ from deploy.driver.report import RunReport
 from deploy.scenario.load import load_workloads
 from deploy.scenario.model import Scenario
 from deploy.world import host_config
+from protocols.errno import BadInputError
 
 EPILOG = """\b
 Examples:
@@ -57,6 +58,13 @@ Examples:
     default=None,
     help="Record every message and p2m update.",
 )
+@click.option(
+    "--trace-clock",
+    type=click.Choice(["steps", "ns"]),
+    default=None,
+    help="Times in the trace: steps (default of the local runtime, the same bytes for the same "
+    "seed) or nanoseconds (default, and the only one, on Ray).",
+)
 @runtime_options
 @output_options
 def launch(
@@ -67,6 +75,7 @@ def launch(
     paging: str | None,
     superpages: str | None,
     trace: Path | None,
+    trace_clock: str | None,
     runtime: str,
     address: str | None,
     shards: int,
@@ -89,7 +98,11 @@ def launch(
         "superpages": superpages,
     }
     scenario = load(workloads, {name: value for name, value in flags.items() if value is not None})
-    options = RunOptions(runtime, address, shards, seed, trace, dump_p2m, json_path)
+    if trace_clock == "steps" and runtime == "ray":
+        raise BadInputError("--trace-clock steps: needs --runtime local; on Ray time passes")
+    options = RunOptions(
+        runtime, address, shards, seed, trace, dump_p2m, json_path, trace_clock == "ns"
+    )
     report = run_scenario(scenario, options)
     if json_path != "-":
         print_report(report)

@@ -278,13 +278,13 @@ class _Writer:
         rows = np.flatnonzero(asked)
         if not len(rows):
             return
-        track = number(TRACK, self._track(process, "jobs"))
+        track = number(TRACK, self._track(process, "asked for"))
         rows = rows[np.argsort(m["started"][rows], kind="stable")]
         last = -1
         times = [self._scale(m[name][rows]).tolist() for name in ("started", "ended")]
         for kind, begin, end in zip(m["kind"][rows].tolist(), *times, strict=True):
             if begin < last:
-                track = number(TRACK, self._track(process, "jobs"))
+                track = number(TRACK, self._track(process, "asked for"))
             last = max(last, end)
             name = number(NAME_IID, self._names[f"job {self._trace.kinds[kind]}"])
             self._event(begin, track + number(TYPE, BEGIN) + name)
@@ -297,12 +297,15 @@ class _Writer:
         if not mine.rows:
             return
         track = number(TRACK, self._track(process, "memory events")) + number(TYPE, INSTANT)
-        columns = [mine[name].tolist() for name in ("event", "order", "gfn")]
-        for time, event, order, gfn in zip(
-            self._scale(mine["time"]).tolist(), *columns, strict=True
-        ):
-            name = number(NAME_IID, self._names[EVENT_NAMES[MemEvent(event)]])
-            arguments = self._argument("gfn", hex(gfn))
+        # What happened at one time is one mark, which says how much it stands for.
+        time, event = mine["time"], mine["event"]
+        firsts = np.flatnonzero(np.diff(time, prepend=-1) | np.diff(event, prepend=0))
+        counts = np.diff(np.append(firsts, mine.rows)).tolist()
+        columns = [mine[name][firsts].tolist() for name in ("event", "order", "gfn")]
+        times = self._scale(time[firsts]).tolist()
+        for now, kind, order, gfn, nr in zip(times, *columns, counts, strict=True):
+            name = number(NAME_IID, self._names[EVENT_NAMES[MemEvent(kind)]])
+            arguments = self._argument("gfn", hex(gfn)) + self._argument("nr", nr)
             if order >= 0:
                 arguments += self._argument("order", order)
-            self._event(time, track + name + arguments)
+            self._event(now, track + name + arguments)
