@@ -1,16 +1,20 @@
-"""The leaves of one domain, as its p2m updates make them: which update shattered what.
+"""The leaves of domains, as their p2m updates make them: which update shattered what.
 
-Xen traces updates and never shatters; those follow from what was mapped before. A map keeps a kind
-and a type for every leaf, and nothing of page-table pages, so it is as large as its guest and not
-as its trace. Semantics are those of ``P2mTable``: a smaller update inside a leaf shatters it level
-by level, an update over a table replaces all of it, an emptied table stays one, nothing merges.
+Xen traces updates and never shatters; those follow from what was mapped before. A map keeps one
+code for every entry of a table that an update made, and nothing of page-table pages, so it is as
+large as its guests and not as its trace. Semantics are those of ``P2mTable``: a smaller update
+inside a leaf shatters it level by level, an update over a table replaces all of it, an emptied
+table stays one, nothing merges.
+
+The functions below the classes are plain Python, and what numba compiles for long runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from types import FunctionType
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +23,16 @@ from protocols.p2m_types import INVALID_MFN_TYPES, P2mType
 from services.trace.frame import Column
 
 COMPILE_FROM: Final = 100_000
-"""Updates of one call from which on compiling the loop is worth its seconds."""
+"""Updates of one map from which on compiling the loop is worth its seconds."""
 TYPES: Final = 256
+DOMIDS: Final = 1 << 16
 POD: Final = int(P2mType.POPULATE_ON_DEMAND)
 
 EMPTY: Final = 0
-LEAF: Final = 1
-TABLE: Final = 2
+TABLE: Final = 1 + TYPES
+"""Codes of entries: EMPTY, 1 + type of a leaf, TABLE + page of a table."""
+REGION_BITS: Final = 46
+HASH: Final = 0x9E37_79B1
 
 LOW: Final = 1
 """Flag of an update: a leaf of the middle order (2M, or 4M) was shattered to 4K."""
@@ -34,68 +41,155 @@ HIGH: Final = 2
 ALL_LOW: Final = 4
 """Flag of an update: every 2M of a shattered 1G leaf was shattered with it, as the EPT does."""
 
-Bytes = npt.NDArray[np.uint8]
-Counts = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
+Leaves = dict[int, dict[int, int]]
 
 
-class GfnMap:
-    """One domain. ``leaf_orders`` ascending, as (0, 9, 18); ``ept``: shatters go all the way down.
+class State(NamedTuple):
+    """Everything that the loop works on.
 
-    Rows of the upper arrays are regions of ``1 << top`` frames that some update named.
+    A row is a region of ``1 << top`` frames of one domain that some update named: ``high`` is its
+    entry of the top level, ``low`` those below it. ``regions`` is a hash table, region to row;
+    ``free`` a stack of pages. ``used``: rows, domains and pages ever taken, pages on the stack.
     """
 
-    def __init__(self, leaf_orders: tuple[int, ...], *, ept: bool = False) -> None:
-        self._mid = leaf_orders[1]
-        self._top = 20 if self._mid == 10 else 18
-        self._ept = ept
-        self._has_top = len(leaf_orders) > 2
-        self._rows: dict[int, int] = {}
-        width = 1 << (self._top - self._mid)
-        self._high: Bytes = np.zeros((0, 2), dtype=np.uint8)
-        self._low: Bytes = np.zeros((0, width, 2), dtype=np.uint8)
-        self._slots: npt.NDArray[np.int64] = np.full((0, width), -1, dtype=np.int64)
-        self._pages: npt.NDArray[np.uint16] = np.zeros((0, 1 << self._mid), dtype=np.uint16)
-        self._nr_pages: Counts = np.zeros(1, dtype=np.int64)
-        self._counts: Counts = np.zeros((3, TYPES), dtype=np.int64)
+    mid: int
+    top: int
+    is_ept: bool
+    has_top: bool
+    stores: npt.NDArray[np.bool_]
+    """By type: whether an entry without a frame is stored."""
+    regions: Ints
+    high: Codes
+    low: Codes
+    pages: npt.NDArray[np.uint16]
+    free: Codes
+    slots: Codes
+    """By domid: where its counts are; -1 is nowhere yet."""
+    counts: Ints
+    """Leaves by domain, level and type."""
+    steps: Ints
+    """Shatters by domain: of 1G, of 2M."""
+    used: Ints
 
-    def apply(self, order: Column, kind: Column, gfn: Column, mfn: Column) -> Flags:
+
+class GfnMaps:
+    """Many domains. ``leaf_orders`` ascending, as (0, 9, 18); ``ept``: shatters go all the way.
+
+    ``nr_domids`` is a power of two; domids are taken modulo it.
+    """
+
+    def __init__(
+        self, leaf_orders: tuple[int, ...], *, ept: bool = False, nr_domids: int = DOMIDS
+    ) -> None:
+        mid = leaf_orders[1]
+        top = 20 if mid == 10 else 18
+        stores = np.zeros(TYPES, dtype=np.bool_)
+        stores[[int(kind) for kind in INVALID_MFN_TYPES]] = True
+        self._seen = 0
+        self._state = State(
+            mid=mid,
+            top=top,
+            is_ept=ept,
+            has_top=len(leaf_orders) > 2,
+            stores=stores,
+            regions=np.full((16, 2), -1, dtype=np.int64),
+            high=np.zeros(4, dtype=np.int32),
+            low=np.zeros((4, 1 << (top - mid)), dtype=np.int32),
+            pages=np.zeros((8, 1 << mid), dtype=np.uint16),
+            free=np.zeros(8, dtype=np.int32),
+            slots=np.full(nr_domids, -1, dtype=np.int32),
+            counts=np.zeros((1, 3, TYPES), dtype=np.int64),
+            steps=np.zeros((1, 2), dtype=np.int64),
+            used=np.zeros(4, dtype=np.int64),
+        )
+
+    def apply(self, domid: Column, order: Column, kind: Column, gfn: Column, mfn: Column) -> Flags:
         """Updates in the order of execution; for each the flags LOW, HIGH and ALL_LOW."""
         nr = len(order)
+        self._seen += nr
         flags: Flags = np.zeros(nr, dtype=np.uint8)
-        if not nr:
-            return flags
-        regions, row_of = np.unique(gfn >> np.uint64(self._top), return_inverse=True)
-        rows = self._rows_of(regions.tolist())[row_of]
-        filled = (mfn != np.uint64((1 << 64) - 1)) | np.isin(kind, list(INVALID_MFN_TYPES))
-        self._room(order, gfn)
-        loop = _compiled() if nr >= COMPILE_FROM else _apply
-        loop(
-            order.astype(np.int64), kind.astype(np.int64), gfn.astype(np.int64), filled, rows,
-            self._mid, self._top, self._ept, self._high, self._low, self._slots, self._pages,
-            self._nr_pages, self._counts, flags,
-        )  # fmt: skip
+        loop: Callable[..., int] = _compiled() if self._seen >= COMPILE_FROM else _apply
+        rows = [np.ascontiguousarray(each, dtype=np.int64) for each in (domid, order, kind)]
+        rows += [np.ascontiguousarray(each, dtype=np.uint64).view(np.int64) for each in (gfn, mfn)]
+        done = 0
+        columns: list[Any] = rows
+        if loop is _apply:
+            # Python reads numbers of its own faster than those of an array.
+            columns = [row.tolist() for row in rows]
+        while (done := loop(*self._state, *columns, flags, done)) < nr:
+            self._grow()
         return flags
 
-    def shatters(self, flags: Flags) -> dict[str, int]:
-        """Shattered leaves behind some flags, by step: ``18->9``, ``9->0``."""
-        low, high = f"{self._mid}->0", f"{self._top}->{self._mid}"
-        fans = int(np.count_nonzero(flags & ALL_LOW)) << (self._top - self._mid)
-        steps = {high: int(np.count_nonzero(flags & HIGH))} if self._has_top else {}
-        steps[low] = int(np.count_nonzero(flags & LOW)) + fans
-        return steps
+    def domids(self) -> list[int]:
+        """The domains that some update named."""
+        return np.flatnonzero(self._state.slots >= 0).tolist()
 
-    def leaves(self) -> dict[int, dict[int, int]]:
-        """{order: {type: leaves}} now, absent ones left out."""
-        found: dict[int, dict[int, int]] = {}
-        for level, order in enumerate((0, self._mid, self._top)):
-            kinds = {
-                int(kind): int(self._counts[level, kind])
-                for kind in np.flatnonzero(self._counts[level])
-            }
+    def leaves(self, domid: int) -> Leaves:
+        """{order: {type: leaves}} of a domain now, absent ones left out."""
+        found: Leaves = {}
+        state, slot = self._state, int(self._state.slots[domid])
+        for level, order in enumerate((0, state.mid, state.top) if slot >= 0 else ()):
+            counts = state.counts[slot, level]
+            kinds = {kind: int(counts[kind]) for kind in np.flatnonzero(counts).tolist()}
             if kinds:
                 found[order] = kinds
         return found
+
+    def shatters(self, domid: int) -> dict[str, int]:
+        """Leaves of a domain shattered so far, by step: ``18->9``, ``9->0``."""
+        slot = int(self._state.slots[domid])
+        high, low = self._state.steps[slot].tolist() if slot >= 0 else (0, 0)
+        return self.named(high, low)
+
+    def named(self, high: int, low: int) -> dict[str, int]:
+        """Numbers of shatters by what the steps are called."""
+        state = self._state
+        steps = {f"{state.top}->{state.mid}": high} if state.has_top else {}
+        return {**steps, f"{state.mid}->0": low}
+
+    def shattered(self, flags: Flags) -> dict[str, int]:
+        """Leaves shattered by the updates behind some flags, by step."""
+        fans = int(np.count_nonzero(flags & ALL_LOW)) * self._state.low.shape[1]
+        low = int(np.count_nonzero(flags & LOW)) + fans
+        return self.named(int(np.count_nonzero(flags & HIGH)), low)
+
+    def _grow(self) -> None:
+        """More of whatever the loop stopped for."""
+        state = self._state
+        nr_rows, nr_domains, nr_pages, nr_free = state.used.tolist()
+        if nr_rows == len(state.high):
+            high, low = _doubled(state.high), _doubled(state.low)
+            index = np.full((4 * len(high), 2), -1, dtype=np.int64)
+            for key, row in state.regions[state.regions[:, 0] >= 0].tolist():
+                index[_place(index, key)] = key, row
+            state = state._replace(high=high, low=low, regions=index)
+        if nr_domains == len(state.counts):
+            state = state._replace(counts=_doubled(state.counts), steps=_doubled(state.steps))
+        while len(state.pages) - nr_pages + nr_free < (state.low.shape[1] if state.is_ept else 1):
+            state = state._replace(pages=_doubled(state.pages), free=_doubled(state.free))
+        self._state = state
+
+
+class GfnMap:
+    """One domain; as GfnMaps."""
+
+    def __init__(self, leaf_orders: tuple[int, ...], *, ept: bool = False) -> None:
+        self._maps = GfnMaps(leaf_orders, ept=ept, nr_domids=1)
+
+    def apply(self, order: Column, kind: Column, gfn: Column, mfn: Column) -> Flags:
+        """Updates in the order of execution; for each the flags LOW, HIGH and ALL_LOW."""
+        return self._maps.apply(np.zeros(len(order), dtype=np.int64), order, kind, gfn, mfn)
+
+    def shatters(self, flags: Flags) -> dict[str, int]:
+        """Shattered leaves behind some flags, by step: ``18->9``, ``9->0``."""
+        return self._maps.shattered(flags)
+
+    def leaves(self) -> Leaves:
+        """{order: {type: leaves}} now, absent ones left out."""
+        return self._maps.leaves(0)
 
     def frames(self) -> dict[int, int]:
         """{order: frames} that leaves of each order map now; PoD entries map nothing yet."""
@@ -104,134 +198,203 @@ class GfnMap:
             for order, kinds in self.leaves().items()
         }
 
-    def _rows_of(self, regions: list[int]) -> npt.NDArray[np.int64]:
-        """The rows of some regions, new ones at the end."""
-        for region in regions:
-            self._rows.setdefault(region, len(self._rows))
-        new = len(self._rows) - len(self._high)
-        if new:
-            width = self._slots.shape[1]
-            self._high = np.concatenate((self._high, np.zeros((new, 2), dtype=np.uint8)))
-            self._low = np.concatenate((self._low, np.zeros((new, width, 2), dtype=np.uint8)))
-            self._slots = np.concatenate((self._slots, np.full((new, width), -1, dtype=np.int64)))
-            if not self._has_top:
-                self._high[:, 0] = TABLE
-        return np.array([self._rows[region] for region in regions], dtype=np.int64)
 
-    def _room(self, order: Column, gfn: Column) -> None:
-        """Pages for all tables of 4K entries that these updates can need."""
-        small = gfn[order < self._mid]
-        wanted = len(np.unique(small >> np.uint64(self._mid)))
-        if self._ept:
-            wanted += len(np.unique(small >> np.uint64(self._top))) << (self._top - self._mid)
-        need = int(self._nr_pages[0]) + wanted
-        if need > len(self._pages):
-            more = np.zeros((max(need, 2 * len(self._pages)), 1 << self._mid), dtype=np.uint16)
-            more[: len(self._pages)] = self._pages
-            self._pages = more
+def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate((array, np.zeros_like(array)))
 
 
 def _apply(
+    mid: Any,
+    top: Any,
+    is_ept: Any,
+    has_top: Any,
+    stores: Any,
+    index: Any,
+    high: Any,
+    low: Any,
+    pages: Any,
+    free: Any,
+    slots: Any,
+    counts: Any,
+    steps: Any,
+    used: Any,
+    domid: Any,
     order: Any,
     kind: Any,
     gfn: Any,
-    filled: Any,
-    rows: Any,
-    mid: int,
-    top: int,
-    ept: bool,
+    mfn: Any,
+    flags: Any,
+    at: Any,
+) -> Any:
+    """Updates from ``at`` on; where it stopped for want of room, or their number."""
+    width, entries = low.shape[1], pages.shape[1]
+    last, row, slot = -1, 0, 0
+    while at < len(order):
+        number, size, p2mt = gfn[at], order[at], kind[at] & (TYPES - 1)
+        key = (domid[at] & (len(slots) - 1)) << REGION_BITS | number >> top & (
+            (1 << REGION_BITS) - 1
+        )
+        if key != last:
+            slot = _slot_of(slots, len(counts), used, key >> REGION_BITS)
+            row = _row_of(index, high, used, key, EMPTY if has_top else TABLE)
+            if slot < 0 or row < 0:
+                return at
+            last = key
+        code = p2mt + 1 if mfn[at] != -1 or stores[p2mt] else EMPTY
+        if size >= top:
+            _clear_top(row, high, low, pages, free, used, counts[slot])
+            high[row] = code
+            if code != EMPTY:
+                counts[slot, 2, p2mt] += 1
+            at += 1
+            continue
+        child = number >> mid & (width - 1)
+        if high[row] != TABLE or (size < mid and low[row, child] < TABLE):
+            if size < mid and len(pages) - used[2] + used[3] < (width if is_ept else 1):
+                return at
+            flags[at] = _split(
+                row, child, size < mid, is_ept, high, low, pages, free, used, counts[slot],
+                steps[slot],
+            )  # fmt: skip
+        if size >= mid:
+            _clear_mid(low[row, child], pages, free, used, counts[slot])
+            low[row, child] = code
+            if code != EMPTY:
+                counts[slot, 1, p2mt] += 1
+        else:
+            page = low[row, child] - TABLE
+            first = (number >> size << size) & (entries - 1)
+            for entry in range(first, first + (1 << size)):
+                old = pages[page, entry]
+                if old != EMPTY:
+                    counts[slot, 0, old - 1] -= 1
+                pages[page, entry] = code
+            if code != EMPTY:
+                counts[slot, 0, p2mt] += 1 << size
+        at += 1
+    return at
+
+
+def _slot_of(slots: Any, nr_slots: Any, used: Any, domid: Any) -> Any:
+    """Where a domain's counts are, made if need be; -1 if there is no room."""
+    if slots[domid] < 0:
+        if used[1] == nr_slots:
+            return -1
+        slots[domid] = used[1]
+        used[1] += 1
+    return slots[domid]
+
+
+def _place(index: Any, key: Any) -> Any:
+    """Where a key is in the hash table, or would be."""
+    mask = len(index) - 1
+    # Both factors are so short that the product is the same in Python and in a machine word.
+    at = ((key ^ key >> 31) & 0x7FFF_FFFF) * HASH >> 20 & mask
+    while index[at, 0] != key and index[at, 0] >= 0:
+        at = at + 1 & mask
+    return at
+
+
+def _row_of(index: Any, high: Any, used: Any, key: Any, code: Any) -> Any:
+    """The row of a region, made with a top-level entry if need be; -1 if there is no room."""
+    at = _place(index, key)
+    if index[at, 0] < 0:
+        if used[0] == len(high):
+            return -1
+        index[at, 0], index[at, 1] = key, used[0]
+        high[used[0]] = code
+        used[0] += 1
+    return index[at, 1]
+
+
+def _take_page(pages: Any, free: Any, used: Any, code: Any) -> Any:
+    """A page of entries that all have one code; the code of a table of it."""
+    if used[3] > 0:
+        used[3] -= 1
+        page = free[used[3]]
+    else:
+        page = used[2]
+        used[2] += 1
+    pages[page, :] = code
+    return TABLE + page
+
+
+def _clear_mid(code: Any, pages: Any, free: Any, used: Any, counts: Any) -> None:
+    """An entry of the middle level goes, with the table under it."""
+    if code >= TABLE:
+        page = code - TABLE
+        for entry in range(pages.shape[1]):
+            old = pages[page, entry]
+            if old != EMPTY:
+                counts[0, old - 1] -= 1
+        free[used[3]] = page
+        used[3] += 1
+    elif code != EMPTY:
+        counts[1, code - 1] -= 1
+
+
+def _clear_top(
+    row: Any, high: Any, low: Any, pages: Any, free: Any, used: Any, counts: Any
+) -> None:
+    """A top-level entry goes, with all tables under it."""
+    code = high[row]
+    if code == TABLE:
+        for child in range(low.shape[1]):
+            _clear_mid(low[row, child], pages, free, used, counts)
+    elif code != EMPTY:
+        counts[2, code - 1] -= 1
+
+
+def _split(
+    row: Any,
+    child: Any,
+    is_small: Any,
+    is_ept: Any,
     high: Any,
     low: Any,
-    slots: Any,
     pages: Any,
-    nr_pages: Any,
+    free: Any,
+    used: Any,
     counts: Any,
-    flags: Any,
-) -> None:
-    """The loop over updates: plain, and what numba compiles. Pages hold 0 or 1 + type."""
-    width, entries = 1 << (top - mid), 1 << mid
-    for at in range(len(order)):
-        row, number, p2mt, has = rows[at], gfn[at], kind[at], filled[at]
-        if order[at] >= top:
-            if high[row, 0] == LEAF:
-                counts[2, high[row, 1]] -= 1
-            elif high[row, 0] == TABLE:
-                for child in range(width):
-                    if low[row, child, 0] == LEAF:
-                        counts[1, low[row, child, 1]] -= 1
-                    elif low[row, child, 0] == TABLE:
-                        slot = slots[row, child]
-                        for entry in range(entries):
-                            if pages[slot, entry]:
-                                counts[0, pages[slot, entry] - 1] -= 1
-                    low[row, child, 0] = EMPTY
-            high[row, 0] = LEAF if has else EMPTY
-            high[row, 1] = p2mt
-            if has:
-                counts[2, p2mt] += 1
-            continue
-        first = (number >> mid) & (width - 1)
-        if high[row, 0] == LEAF:
-            flags[at] |= HIGH
-            old = high[row, 1]
-            counts[2, old] -= 1
-            for child in range(width):
-                low[row, child, 0] = LEAF
-                low[row, child, 1] = old
-            counts[1, old] += width
-            if ept and order[at] < mid:
+    steps: Any,
+) -> Any:
+    """Tables down to where an update goes; flags of the leaves that were shattered for them."""
+    flag, width, entries = 0, low.shape[1], pages.shape[1]
+    code = high[row]
+    if code != TABLE:
+        high[row] = TABLE
+        low[row, :] = code
+        if code != EMPTY:
+            flag = HIGH
+            steps[0] += 1
+            counts[2, code - 1] -= 1
+            counts[1, code - 1] += width
+            if is_ept and is_small:
                 # The EPT splits every descendant before it publishes the new tables.
-                flags[at] |= ALL_LOW
-                counts[1, old] -= width
-                counts[0, old] += width * entries
-                for child in range(width):
-                    if slots[row, child] < 0:
-                        slots[row, child] = nr_pages[0]
-                        nr_pages[0] += 1
-                    pages[slots[row, child], :] = old + 1
-                    low[row, child, 0] = TABLE
-        high[row, 0] = TABLE
-        if order[at] >= mid:
-            if low[row, first, 0] == LEAF:
-                counts[1, low[row, first, 1]] -= 1
-            elif low[row, first, 0] == TABLE:
-                slot = slots[row, first]
-                for entry in range(entries):
-                    if pages[slot, entry]:
-                        counts[0, pages[slot, entry] - 1] -= 1
-            low[row, first, 0] = LEAF if has else EMPTY
-            low[row, first, 1] = p2mt
-            if has:
-                counts[1, p2mt] += 1
-            continue
-        if low[row, first, 0] != TABLE:
-            if slots[row, first] < 0:
-                slots[row, first] = nr_pages[0]
-                nr_pages[0] += 1
-            slot = slots[row, first]
-            if low[row, first, 0] == LEAF:
-                flags[at] |= LOW
-                old = low[row, first, 1]
-                counts[1, old] -= 1
-                counts[0, old] += entries
-                pages[slot, :] = old + 1
-            else:
-                pages[slot, :] = 0
-            low[row, first, 0] = TABLE
-        slot = slots[row, first]
-        start = number & (entries - 1)
-        for entry in range(start, start + (1 << order[at])):
-            if pages[slot, entry]:
-                counts[0, pages[slot, entry] - 1] -= 1
-            pages[slot, entry] = p2mt + 1 if has else 0
-            if has:
-                counts[0, p2mt] += 1
+                flag |= ALL_LOW
+                steps[1] += width
+                counts[1, code - 1] -= width
+                counts[0, code - 1] += width * entries
+                for each in range(width):
+                    low[row, each] = _take_page(pages, free, used, code)
+    code = low[row, child]
+    if is_small and code < TABLE:
+        low[row, child] = _take_page(pages, free, used, code)
+        if code != EMPTY:
+            flag |= LOW
+            steps[1] += 1
+            counts[1, code - 1] -= 1
+            counts[0, code - 1] += entries
+    return flag
 
 
 @cache
-def _compiled() -> Callable[..., None]:
-    """The loop, compiled; numba is imported when it is first needed."""
+def _compiled() -> Callable[..., int]:
+    """The loop compiled, in a scope where what it calls is too; numba is imported when needed."""
     import numba  # type: ignore[import-untyped]  # noqa: PLC0415
 
     module: Any = numba
-    return module.njit(cache=True)(_apply)
+    scope = dict(globals())
+    for part in (_slot_of, _place, _row_of, _take_page, _clear_mid, _clear_top, _split):
+        scope[part.__name__] = module.njit(FunctionType(part.__code__, scope))
+    return module.njit(cache=True)(FunctionType(_apply.__code__, scope))

@@ -12,7 +12,7 @@ from services.p2m.entry import representable
 from services.p2m.geometry import GEOMETRIES
 from services.p2m.table import P2mTable
 from services.trace import superpages
-from services.trace.superpages import GfnMap
+from services.trace.superpages import GfnMap, GfnMaps
 
 ORDERS = {"npt": (0, 9, 18), "ept": (0, 9, 18), "pae": (0, 9), "x86_32": (0, 10)}
 TYPES = (P2mType.RAM_RW, P2mType.INVALID, P2mType.POPULATE_ON_DEMAND, P2mType.RAM_RO)
@@ -112,3 +112,52 @@ def test_the_compiled_loop_does_the_same(paging, monkeypatch):
             none = kind in {P2mType.INVALID, P2mType.POPULATE_ON_DEMAND}
             rows.append((order, kind, gfn, INVALID_FRAME if none else gfn))
         check(paging, rows, 120)
+
+
+WILD = st.tuples(
+    st.integers(0, 3),
+    st.sampled_from([0, 1, 5, 8, 9, 10, 17, 18, 19, 63, 255]),
+    st.sampled_from([0, 1, 6, 200, 255]),
+    st.sampled_from([0, 1, 511, 513, 1 << 18, (1 << 36) + 7, (1 << 64) - 1, 1 << 63]),
+    st.sampled_from([0, INVALID_FRAME]),
+)
+
+
+def domains_of(maps):
+    return {domid: (maps.leaves(domid), maps.shatters(domid)) for domid in maps.domids()}
+
+
+@settings(deadline=None)
+@given(st.lists(WILD, min_size=1, max_size=60))
+def test_domains_do_not_mix_and_nothing_that_a_file_may_say_leaves_the_arrays(rows):
+    """Orders that no table has, gfns of 64 bits and unknown types, plain and compiled."""
+    domid, *rest = (np.array(each, dtype=np.uint64) for each in zip(*rows, strict=True))
+    maps, compiled = GfnMaps(ORDERS["npt"]), GfnMaps(ORDERS["npt"])
+    compiled._seen = superpages.COMPILE_FROM
+    flags = maps.apply(domid, *rest)
+    assert compiled.apply(domid, *rest).tolist() == flags.tolist()
+    assert domains_of(compiled) == domains_of(maps)
+    for number in np.unique(domid).tolist():
+        mine = domid == number
+        alone = GfnMap(ORDERS["npt"])
+        found = alone.apply(*(each[mine] for each in rest))
+        assert found.tolist() == flags[mine].tolist()
+        assert alone.leaves() == maps.leaves(number)
+        assert alone.shatters(found) == maps.shatters(number)
+
+
+def test_memory_is_that_of_the_guest_and_not_of_the_trace():
+    maps = GfnMaps(ORDERS["npt"])
+    none = np.zeros(1 << 13, dtype=np.uint64)
+    maps._seen = superpages.COMPILE_FROM
+    sizes = set()
+    for _ in range(40):
+        # Every 2M of a GiB is shattered by a hole, then made whole again.
+        holes = np.arange(1 << 9, dtype=np.uint64) << np.uint64(9)
+        for order, gfn in ((9, holes), (0, holes), (9, holes)):
+            nothing = none[: len(gfn)]
+            maps.apply(nothing, nothing + np.uint64(order), nothing, gfn, gfn)
+        sizes.add(sum(array.nbytes for array in maps._state if isinstance(array, np.ndarray)))
+    assert len(sizes) == 1
+    assert maps.shatters(0) == {"18->9": 0, "9->0": 40 * 512}
+    assert maps.leaves(0) == {9: {0: 512}}
