@@ -25,8 +25,13 @@ AIMS = {
     "stress_jobs_ratio": ("at least 1.7", lambda value: value >= 1.7),
     "zoo_seconds": ("under 180", lambda value: value < 180),
     "stress_ray_recording_cost": ("under 0.10", lambda value: value < 0.10),
+    "trace_recording_cost": ("under 0.10", lambda value: value < 0.10),
+    "profile_summary_records_per_s": ("1,000,000", lambda value: value >= 1e6),
+    "profile_page_mib": ("under 9.5", lambda value: value < 9.5),
+    "profile_page_usable_ms": ("under 2,000", lambda value: value < 2000),
+    "xentrace_ratio": ("at least 1", lambda value: value >= 1),
 }
-RAY = ("transport", "fleet", "shatter_ray", "ray_real", "stress_ray")
+RAY = ("transport", "fleet", "shatter_ray", "ray_real", "stress_ray", "recording")
 
 
 def suites():
@@ -37,6 +42,21 @@ def suites():
         from benchmarks import transport as module
 
         return {f"transport_{key}": value for key, value in module.measure().items()}
+
+    def recording():
+        from benchmarks import trace as module
+
+        return module.measure_recording()
+
+    def profile():
+        from benchmarks import trace as module
+
+        return module.measure_profile()
+
+    def xentrace():
+        from benchmarks import trace as module
+
+        return module.measure_xentrace()
 
     def fleet():
         from benchmarks import fleet as module
@@ -56,10 +76,13 @@ def suites():
         "stress": stress.measure_local,
         "stress_jobs": stress.measure_jobs,
         "zoo": stress.measure_zoo,
+        "profile": profile,
+        "xentrace": xentrace,
         "transport": transport,
         "ray_real": ray_real,
         "shatter_ray": shatter.measure_ray,
         "stress_ray": stress.measure_ray,
+        "recording": recording,
         "fleet": fleet,
     }
 

@@ -143,8 +143,7 @@ class Shard:
             host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
             if self._config.record:
                 self._recorded.append((self._now(), envelope))
-            tape.begin(envelope, received)
-            began = tape.last
+            began = tape.begin(envelope, received)
             caused = host.deliver(envelope)
             tape.end(envelope, began)
             for out in caused:

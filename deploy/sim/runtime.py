@@ -136,8 +136,7 @@ class SimRuntime:
         tape = self._tape
         if tape is None:
             return host.deliver(envelope)
-        tape.begin(envelope)
-        began = tape.last
+        began = tape.begin(envelope)
         caused = host.deliver(envelope)
         tape.end(envelope, began)
         if self.nr_delivered % WRITE_EVERY == 0:

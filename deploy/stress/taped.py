@@ -33,8 +33,7 @@ class TapedEngine(Engine):
         if envelope is None:
             tape.resume()
             return super()._drive(host, envelope)
-        tape.begin(envelope)
-        began = tape.last
+        began = tape.begin(envelope)
         try:
             out = super()._drive(host, envelope)
         except Exception:

@@ -7,11 +7,11 @@ puts both ends of a message together. Nothing here waits for a disk or for anybo
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
+import numpy as np
 
 from protocols.codec import encode_envelope
 from protocols.envelope import Envelope
@@ -75,27 +75,23 @@ class StepClock:
 
 
 class Tape:
-    """Watches the hosts of one process."""
+    """Watches the hosts of one process.
+
+    What happens is kept as tuples that refer to the envelopes; rows are made of them when they are
+    taken, so that a step costs little while it runs.
+    """
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
-        self._sends = array("q")
-        self._serves = array("q")
-        self._changes = array("q")
+        self._sends: list[tuple[str, int, int, Envelope | None, Envelope | None, int, int]] = []
+        self._serves: list[tuple[Envelope, int, int, int, int, int, int]] = []
+        self._changes: list[tuple[int, Envelope | None, int, int, int, int, int]] = []
         self._gfns: list[bytes] = []
         self._mfns: list[bytes] = []
-        self._cause = (0, 0)
+        self._cause: Envelope | None = None
         self._received = self._last = 0
-
-    def number(self, name: str) -> int:
-        """The number of an address on this tape."""
-        number = self._numbers.get(name)
-        if number is None:
-            number = self._numbers[name] = len(self._numbers)
-            self._names.append(name)
-        return number
 
     def now(self) -> int:
         """What the clock says."""
@@ -104,19 +100,19 @@ class Tape:
     def client_sends(self, envelopes: list[Envelope]) -> None:
         """Whoever drives the run sends these."""
         now = self._clock()
-        for each in envelopes:
-            self._sends.extend((self.number(each.src), each.msg_id, 1, -1, 0, -1, 0, now, -1))
+        self._sends += [(each.src, each.msg_id, 1, None, None, now, 0) for each in envelopes]
 
     def client_gets(self, envelope: Envelope) -> None:
         """A reply comes to whoever drives the run."""
         now = self._clock()
-        self._serve(envelope, now, now, 0, now, 0, 0)
+        self._serves.append((envelope, now, now, 0, now, 0, 0))
 
-    def begin(self, envelope: Envelope, received: int = NEVER) -> None:
-        """A host is given this envelope; NEVER: it came at the moment when it was sent."""
+    def begin(self, envelope: Envelope, received: int = NEVER) -> int:
+        """A host is given this envelope, now; NEVER: it came at the moment when it was sent."""
         self._received = received
-        self._cause = self.number(envelope.src), envelope.msg_id
-        self._last = self._clock()
+        self._cause = envelope
+        now = self._last = self._clock()
+        return now
 
     def resume(self) -> None:
         """A host lets an activity go on that has got a lock, because of what came last."""
@@ -125,17 +121,15 @@ class Tape:
     def end(self, envelope: Envelope, began: int) -> None:
         """The host is through with it: requests have their row when they are answered."""
         if envelope.in_reply_to or envelope.src == envelope.dst:
-            now = self._clock() if self._last == began else self._last
-            self._serve(envelope, self._received, began, 0, now, now - began, 0)
+            now = self._last
+            if now == began:
+                now = self._clock()
+            self._serves.append((envelope, self._received, began, 0, now, now - began, 0))
 
     def broke_off(self, envelope: Envelope, began: int) -> None:
         """The host failed over it: it was begun and will never end."""
-        self._serve(envelope, self._received, began, 0, NEVER, self._clock() - began, 0)
-
-    @property
-    def last(self) -> int:
-        """When the current step began, or its last activity stopped."""
-        return self._last
+        took = self._clock() - began
+        self._serves.append((envelope, self._received, began, 0, NEVER, took, 0))
 
     def advanced(self, activity: Traced, name: str, first: int, last: int, how: int) -> None:
         """An activity of host ``name`` ran and sent messages ``first`` to ``last`` (LOCK: none)."""
@@ -144,32 +138,27 @@ class Tape:
         span = activity.span
         if span is None:
             # received, started, resumed, busy, lock wait, waiting for a lock since
-            span = activity.span = [self._received, began, 0, 0, 0, 0]
+            span = activity.span = [self._received, began, 0, now - began, 0, 0]
         else:
             span[2] = began
+            span[3] += now - began
             if span[5]:
                 span[4] += began - span[5]
                 span[5] = 0
-        span[3] += now - began
         if how == LOCK:
             span[5] = now
             return
         cause = activity.cause
-        domid = NEVER
         if how == DONE:
-            domid = self._serve(cause, span[0], span[1], span[2], now, span[3], span[4])
-        self._sends.extend(
-            (
-                self.number(name), first, last - first + 1, *self._cause,
-                self.number(cause.src), cause.msg_id, now, domid,
-            )
-        )  # fmt: skip
+            self._serves.append((cause, span[0], span[1], span[2], now, span[3], span[4]))
+        self._sends.append((name, first, last - first + 1, self._cause, cause, now, how))
 
     def unfinished(self, activity: Traced) -> None:
         """The run ends and this activity has not answered."""
         span = activity.span
         if span is not None:
-            self._serve(activity.cause, span[0], span[1], span[2], NEVER, span[3], span[4])
+            row = (activity.cause, span[0], span[1], span[2], NEVER, span[3], span[4])
+            self._serves.append(row)
             activity.span = None
 
     def mem_event(
@@ -182,44 +171,75 @@ class Tape:
         mfns: FrameArray,
     ) -> None:
         """Events of one kind, order and type, in order (a ``MemEventHook``)."""
-        row = (self._last, *self._cause, event, domid, order, p2mt, gfns.size)
-        self._changes.extend(row)
+        self._changes.append((self._last, self._cause, event, domid, order, p2mt, gfns.size))
         self._gfns.append(pack(gfns))
         self._mfns.append(pack(mfns))
 
     def take(self) -> Part:
         """Everything since the last call."""
+        sends, self._sends = self._sends, []
+        serves, self._serves = self._serves, []
+        changes, self._changes = self._changes, []
         part = Part(
             self._names,
-            self._sends.tobytes(),
-            self._serves.tobytes(),
-            self._changes.tobytes(),
+            _packed(self._send_rows(sends)),
+            _packed(self._serve_rows(serves)),
+            _packed(
+                [
+                    (time, *self._id(cause), event, domid, order, p2mt, nr)
+                    for time, cause, event, domid, order, p2mt, nr in changes
+                ]
+            ),
             b"".join(self._gfns),
             b"".join(self._mfns),
         )
         self._names, self._gfns, self._mfns = [], [], []
-        self._sends, self._serves, self._changes = array("q"), array("q"), array("q")
         return part
 
-    def _serve(
-        self,
-        envelope: Envelope,
-        received: int,
-        started: int,
-        resumed: int,
-        ended: int,
-        busy: int,
-        lock_wait: int,
-    ) -> int:
-        """The row of a message where it was delivered; its domid."""
-        body: Message = envelope.body
-        kind = type(body)
-        domid, order, nr, gfn, rc = DESCRIBE[kind](body)
-        self._serves.extend(
+    def _send_rows(
+        self, sends: list[tuple[str, int, int, Envelope | None, Envelope | None, int, int]]
+    ) -> list[tuple[int, ...]]:
+        """Rows of SEND. An answer has the domid of what it answers."""
+        number, of = self._number, self._id
+        return [
             (
-                self.number(envelope.src), envelope.msg_id, self.number(envelope.dst),
-                NUMBERS[kind], envelope.in_reply_to, domid, len(encode_envelope(envelope)),
-                received, started, resumed, ended, busy, lock_wait, order, nr, gfn, rc,
+                number(name), first, nr, *of(cause), *of(parent), now,
+                DESCRIBE[type(parent.body)](parent.body)[0] if how == DONE and parent else NEVER,
             )
-        )  # fmt: skip
-        return domid
+            for name, first, nr, cause, parent, now, how in sends
+        ]  # fmt: skip
+
+    def _serve_rows(
+        self, serves: list[tuple[Envelope, int, int, int, int, int, int]]
+    ) -> list[tuple[int, ...]]:
+        """Rows of SERVE."""
+        number = self._number
+        rows: list[tuple[int, ...]] = []
+        for envelope, received, started, resumed, ended, busy, lock_wait in serves:
+            body: Message = envelope.body
+            kind = type(body)
+            domid, order, nr, gfn, rc = DESCRIBE[kind](body)
+            rows.append(
+                (
+                    number(envelope.src), envelope.msg_id, number(envelope.dst), NUMBERS[kind],
+                    envelope.in_reply_to, domid, len(encode_envelope(envelope)), received, started,
+                    resumed, ended, busy, lock_wait, order, nr, gfn, rc,
+                )
+            )  # fmt: skip
+        return rows
+
+    def _number(self, name: str) -> int:
+        """The number of an address on this tape."""
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._numbers)
+            self._names.append(name)
+        return number
+
+    def _id(self, envelope: Envelope | None) -> tuple[int, int]:
+        """Source and number of a message; of none a negative source."""
+        return (NEVER, 0) if envelope is None else (self._number(envelope.src), envelope.msg_id)
+
+
+def _packed(rows: list[tuple[int, ...]]) -> bytes:
+    return np.array(rows, dtype=np.int64).tobytes()
