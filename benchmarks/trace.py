@@ -36,6 +36,7 @@ from services.trace.writer import STEP, describe_run
 
 BUILDS = 256
 MESSAGES = 1_000_000
+SCALE = 1000
 RECORDS = 10_000_000
 CAPTURE = Path("tests/data/traces/b1.pvh-64.full.trace.bin.xz")
 XENALYZE = os.environ.get("XENALYZE") or shutil.which("xenalyze")
@@ -87,9 +88,13 @@ def shifted(trace, number, nr_names):
         columns[name] = np.where(m[name] > 0, moved, 0)
     for name in ("src", "dst"):
         columns[name] = m[name] + np.uint32(number * nr_names)
+    # As nanoseconds would have it: no two steps take alike.
+    jitter = np.random.default_rng(number).integers(0, SCALE, m.rows)
     for name in ("sent", "received", "started", "ended"):
-        columns[name] = m[name] + number * lasted
-    columns["domid"] = np.where(m["domid"] >= 0, m["domid"] + number % 100 * 64, -1)
+        columns[name] = (m[name] + number * lasted) * SCALE + jitter
+    for name in ("busy", "lock_wait"):
+        columns[name] = m[name] * SCALE - np.where(m[name] > 0, jitter // 2, 0)
+    columns["domid"] = np.where(m["domid"] >= 0, m["domid"] + number % 16 * 64, -1)
     return Frame.of("messages", columns)
 
 

@@ -13,8 +13,9 @@ from protocols.frames import ORDER_2M
 from protocols.p2m_types import P2mType
 from protocols.trace import MemEvent
 from services.trace.frame import Column, Frame, Trace
+from services.trace.populates import NO_CALLS, Calls, populates
 from services.trace.select import Selection
-from services.trace.stats import bin_of, edges_of, groups, percentiles
+from services.trace.stats import bin_of, edges_of, groups
 from services.trace.superpages import Flags, GfnMap
 
 SERIES_BINS: Final = 240
@@ -51,7 +52,9 @@ class Rows:
 
     updates: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     events: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    messages: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    downs: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """When its tables were torn down."""
+    calls: Calls = NO_CALLS
 
 
 def domains(
@@ -61,7 +64,7 @@ def domains(
 
     Counts are of what ``selection`` asks for; leaves are those of the whole domain at its end.
     """
-    rows = _rows(trace, selection.domid)
+    rows = _rows(trace, selection)
     bins = max(12, min(SERIES_BINS, SERIES_CELLS // max(1, len(rows))))
     edges = edges_of(selection.between or span, bins)
     busiest = sorted(rows, key=lambda domid: -len(rows[domid].updates))[:HEAT_DOMAINS]
@@ -73,19 +76,29 @@ def domains(
     }
 
 
-def _rows(trace: Trace, only: int | None) -> dict[int, Rows]:
+def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
     """Every domain that some table names: updates and events, or messages of ours."""
     found: dict[int, Rows] = {}
-    tables: tuple[tuple[str, Frame], ...] = (
-        ("updates", trace.updates), ("events", trace.events), ("messages", trace.messages),
-    )  # fmt: skip
+    tables: tuple[tuple[str, Frame], ...] = (("updates", trace.updates), ("events", trace.events))
     for name, frame in tables:
-        if not frame.rows:
-            continue
-        for domid, rows in groups(frame["domid"]):
-            if domid >= 0 and only in {None, domid}:
-                setattr(found.setdefault(domid, Rows()), name, rows)
-    return found
+        for domid, rows in groups(frame["domid"]) if frame.rows else []:
+            setattr(found.setdefault(domid, Rows()), name, rows)
+    m = trace.messages
+    if m.rows:
+        for domid in np.unique(m["domid"]).tolist():
+            found.setdefault(domid, Rows())
+        kinds = list(trace.kinds)
+        keep = None if selection.everything else selection.messages(m, kinds)
+        for domid, calls in populates(trace, keep).items():
+            found[domid].calls = calls
+        downs = np.flatnonzero(m["kind"] == kinds.index("p2m_teardown"))
+        for domid, rows in groups(m["domid"][downs]):
+            found[domid].downs = np.sort(m["started"][downs[rows]])
+    return {
+        domid: rows
+        for domid, rows in found.items()
+        if domid >= 0 and selection.domid in {None, domid}
+    }
 
 
 def _domain(
@@ -97,14 +110,13 @@ def _domain(
     views: bool,
     heat: bool,
 ) -> dict[str, Any]:
-    every = trace.updates.take(rows.updates)
-    replay = _Replay(trace, every, rows, edges if views else (edges[0], edges[-1]))
-    keep = selection.updates(every)
-    updates, flags = every.take(keep), replay.flags[keep]
-    events = trace.events.take(rows.events)
-    events = events.take(selection.updates(events))
-    chosen = trace.messages.take(rows.messages)
-    messages = chosen.take(selection.messages(chosen, list(trace.kinds)))
+    updates, events = trace.updates.take(rows.updates), trace.events.take(rows.events)
+    replay = _Replay(trace, updates, rows, edges if views else (edges[0], edges[-1]))
+    flags = replay.flags
+    if not selection.everything:
+        keep = selection.updates(updates)
+        updates, flags = updates.take(keep), flags[keep]
+        events = events.take(selection.updates(events))
     section: dict[str, Any] = {
         "p2m_updates": _by_order_and_type(updates),
         **_event_counts(events),
@@ -113,9 +125,9 @@ def _domain(
         "final_leaves": replay.final(frames=False),
     }
     if trace.messages.rows:
-        section["populate"] = _populate(trace, messages)
+        section["populate"] = rows.calls.section()
     if views:
-        section["series"] = _series(trace, messages, updates, events, flags, replay, edges)
+        section["series"] = _series(rows, updates, events, flags, replay, edges)
         section["hottest"] = _hottest(updates, flags)
         if heat and updates.rows:
             section["heat"] = _heat(updates, flags, edges)
@@ -123,8 +135,10 @@ def _domain(
 
 
 def _by_order_and_type(updates: Frame) -> dict[str, dict[str, int]]:
-    key = updates["order"].astype(np.int64) << 8 | updates["type"]
     counts: dict[str, dict[str, int]] = {}
+    if not updates.rows:
+        return counts
+    key = updates["order"].astype(np.int64) << 8 | updates["type"]
     for number, nr in zip(*np.unique(key, return_counts=True), strict=True):
         kinds = counts.setdefault(str(int(number) >> 8), {})
         kinds[type_name(int(number) & 0xFF)] = int(nr)
@@ -132,7 +146,10 @@ def _by_order_and_type(updates: Frame) -> dict[str, dict[str, int]]:
 
 
 def _event_counts(events: Frame) -> dict[str, Any]:
-    counts: dict[str, Any] = {}
+    counts: dict[str, Any] = {name: {} for name in EXTENT_EVENTS.values()}
+    counts |= {"pod_superpage_splinter": 0, "nested_faults": 0}
+    if not events.rows:
+        return counts
     for event, name in EXTENT_EVENTS.items():
         orders = events["order"][events["event"] == event]
         counts[name] = {
@@ -155,9 +172,13 @@ class _Replay:
         self.map = self._empty()
         self.flags: Flags = np.zeros(updates.rows, dtype=np.uint8)
         self.mapped: list[dict[int, int]] = []
+        if not updates.rows:
+            self.mapped = [{}] * (len(edges) - 1)
+            return
         ends: list[int] = np.searchsorted(updates["time"], np.array(edges[1:])).tolist()
         ends[-1] = updates.rows
-        downs = self._teardowns(trace, rows, updates)
+        # How many updates came before each destruction: the tables are forgotten there.
+        downs: list[int] = np.searchsorted(updates["time"], rows.downs).tolist()
         first = 0
         for end in ends:
             while downs and (downs[0] < end or end == updates.rows):
@@ -170,15 +191,6 @@ class _Replay:
 
     def _empty(self) -> GfnMap:
         return GfnMap(LEAF_ORDERS[self._paging], ept=self._paging == "ept")
-
-    def _teardowns(self, trace: Trace, rows: Rows, updates: Frame) -> list[int]:
-        """How many updates came before each destruction: its tables are forgotten there."""
-        if "p2m_teardown" not in trace.kinds:
-            return []
-        m = trace.messages
-        mine = rows.messages[m["kind"][rows.messages] == trace.kinds.index("p2m_teardown")]
-        when = np.sort(m["started"][mine])
-        return np.searchsorted(updates["time"], when, side="left").tolist()
 
     def _apply(self, updates: Frame, first: int, end: int) -> None:
         if end > first:
@@ -199,8 +211,7 @@ class _Replay:
 
 
 def _series(
-    trace: Trace,
-    messages: Frame,
+    rows: Rows,
     updates: Frame,
     events: Frame,
     flags: Flags,
@@ -223,9 +234,8 @@ def _series(
     }
     for event, name in SERIES_EVENTS.items():
         series[name] = count(events["time"][events["event"] == event])
-    calls = _populate_rows(trace, messages)
-    series["populate_calls"] = count(messages["started"][calls])
-    series["extents"] = count(messages["started"][calls], messages["nr"][calls])
+    series["populate_calls"] = count(rows.calls.started)
+    series["extents"] = count(rows.calls.started, rows.calls.asked)
     return series
 
 
@@ -245,43 +255,6 @@ def _coverage(mapped: dict[int, int]) -> float:
     total = sum(mapped.values())
     large = sum(nr for order, nr in mapped.items() if order >= ORDER_2M)
     return large / total if total else 0.0
-
-
-def _populate_rows(trace: Trace, messages: Frame) -> Indices:
-    if "populate_physmap" not in trace.kinds:
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(messages["kind"] == trace.kinds.index("populate_physmap"))
-
-
-def _populate(trace: Trace, m: Frame) -> dict[str, Any]:
-    """The populate_physmap calls of a domain, and where the ladder went a step down."""
-    calls = _populate_rows(trace, m)
-    answers = np.flatnonzero(m["reply_to"])
-    by_request = answers[np.argsort(m["reply_to"][answers], kind="stable")]
-    asked_ids = m["reply_to"][by_request]
-    at = np.minimum(np.searchsorted(asked_ids, m["id"][calls]), max(len(asked_ids) - 1, 0))
-    order, asked = m["order"][calls].astype(np.int64), m["nr"][calls]
-    done = np.zeros(len(calls), dtype=np.int64)
-    if len(asked_ids):
-        found = asked_ids[at] == m["id"][calls]
-        done = np.where(found, m["nr"][by_request[at]], 0)
-    fallbacks: dict[str, int] = {}
-    short = np.flatnonzero((done < asked)[:-1] & (order[1:] < order[:-1]))
-    for step in short.tolist():
-        name = f"{order[step]}->{order[step + 1]}"
-        fallbacks[name] = fallbacks.get(name, 0) + 1
-    figures = percentiles(asked)
-    return {
-        "calls": len(calls),
-        "extents_per_call": {name: figures[name] for name in ("p50", "p90", "max")},
-        "asked": _sums(order, asked),
-        "done": _sums(order, done),
-        "fallbacks": fallbacks,
-    }
-
-
-def _sums(keys: Column, values: Column) -> dict[str, int]:
-    return {str(key): int(values[rows].sum()) for key, rows in groups(keys)}
 
 
 def _hottest(updates: Frame, flags: Flags) -> list[dict[str, int]]:

@@ -63,9 +63,10 @@ def report(
     if trace.messages.rows:
         found["services"] = by_service(trace, times)
         found["contention"] = contention(trace, times)
-        found["critical_path"] = critical_path(Chains(trace), slow=SLOWEST if views else 0)
     if views:
         found["rate"] = rate(trace, span)
+        if trace.messages.rows:
+            found["critical_path"] = critical_path(Chains(trace))
     if trace.hypercalls.rows:
         found["hypercalls"] = _hypercalls(trace)
     if trace.running.rows:
@@ -73,9 +74,9 @@ def report(
     return found
 
 
-def critical_path(chains: Chains, *, slow: int) -> dict[str, Any]:
+def critical_path(chains: Chains) -> dict[str, Any]:
     """The path of the run, and those of its slowest hypercalls."""
-    paths = [request_path(chains, row) for row in slowest(chains.trace, slow)] if slow else []
+    paths = [request_path(chains, row) for row in slowest(chains.trace, SLOWEST)]
     return {"run": run_path(chains), "slowest": [path for path in paths if path is not None]}
 
 
