@@ -32,13 +32,15 @@ const { chromium: browserType } = require(playwright);
   const ready = await tab.evaluate("window.__ready");
   for (const step of steps) {
     if (step.do === "drag") {
+      await tab.locator(step.on).scrollIntoViewIfNeeded();
       const box = await tab.locator(step.on).boundingBox();
-      const y = box.y + box.height / 2;
-      await tab.mouse.move(box.x + box.width * step.from, y);
+      const [top, bottom] = [step.top || 0.5, step.bottom || 0.5];
+      await tab.mouse.move(box.x + box.width * step.from, box.y + box.height * top);
       await tab.mouse.down();
-      await tab.mouse.move(box.x + box.width * step.to, y, { steps: 5 });
+      await tab.mouse.move(box.x + box.width * step.to, box.y + box.height * bottom, { steps: 5 });
       await tab.mouse.up();
-    } else if (step.do === "click") await tab.locator(step.on).first().click();
+    } else if (step.do === "point") await tab.locator(step.on).hover({ position: { x: step.x, y: step.y } });
+    else if (step.do === "click") await tab.locator(step.on).first().click(step.x ? { position: { x: step.x, y: step.y } } : {});
     else if (step.do === "search") { await tab.keyboard.press("/"); await tab.keyboard.type(step.text); await tab.keyboard.press("Enter"); }
     else if (step.do === "press") await tab.keyboard.press(step.key);
     else if (step.do === "select") await tab.locator(step.on).selectOption(step.value);

@@ -17,7 +17,11 @@ import deploy.profile.page as page_module
 from deploy.profile.open import open_trace
 from deploy.profile.page import chosen_messages, write_page
 from protocols.trace import ID_SHIFT
+from services.trace.critical import Chains
+from services.trace.frame import Trace
 from services.trace.report import report
+from services.trace.select import Selection
+from services.trace.sequence import mermaid
 
 HERE = Path(__file__).parent
 CAPTURES = HERE.parent / "data" / "traces"
@@ -26,9 +30,9 @@ TYPES = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<f8"}
 BUDGET = 10_000_000
 
 
-def written(trace):
+def written(trace, said=None):
     file = io.StringIO()
-    write_page(trace, report(trace), file)
+    write_page(trace, report(trace) if said is None else said, file)
     return file.getvalue()
 
 
@@ -36,27 +40,33 @@ def unpack(text):
     return gzip.decompress(base64.b64decode(text))
 
 
+def embedded(page, name):
+    return unpack(re.search(rf'id="{name}">([^<]*)</script>', page)[1])
+
+
 def held(page):
     """The data of a page."""
-    return json.loads(unpack(re.search(r'id="data">([^<]*)</script>', page)[1]))
+    return json.loads(embedded(page, "data"))
 
 
-def column(packed, rows):
-    """As page.js reads it."""
+def column(packed, rows, block):
+    """As data.js reads it."""
     if not packed["width"]:
         return np.full(rows, packed["base"], dtype=float)
-    deltas = np.frombuffer(unpack(packed["data"]), dtype=TYPES[packed["width"]]).astype(float)
+    kind = TYPES[packed["width"]]
+    deltas = np.frombuffer(block, dtype=kind, count=rows, offset=packed["at"]).astype(float)
     return packed["base"] + (np.cumsum(deltas) if packed["sum"] else deltas)
 
 
-def columns(frame):
-    return {name: column(each, frame["rows"]) for name, each in frame["columns"].items()}
+def columns(page, table):
+    frame, block = held(page)[table], embedded(page, "block")
+    return {name: column(each, frame["rows"], block) for name, each in frame["columns"].items()}
 
 
 def test_the_page_holds_the_trace(own):
     page = written(own)
     data = held(page)
-    m = columns(data["messages"])
+    m = columns(page, "messages")
     order = np.argsort(own.messages["started"], kind="stable")
     ours = {name: own.messages[name][order] for name in own.messages}
     for name in ("started", "kind", "src", "dst", "domid", "bytes", "busy", "order", "nr"):
@@ -66,8 +76,14 @@ def test_the_page_holds_the_trace(own):
     causes = [ids[int(row) - 1] if row else 0 for row in m["cause"]]
     assert causes == ours["cause"].tolist()
     assert data["names"] == own.names
-    updates = columns(data["updates"])
-    assert updates["gfn"].tolist() == own.updates["gfn"].tolist()
+    updates = columns(page, "updates")
+    for name in ("time", "domid", "order", "type", "gfn", "cpu"):
+        assert updates[name].tolist() == own.updates[name].astype(float).tolist(), name
+    makers = [ids[int(row) - 1] if row else 0 for row in updates["by"]]
+    assert makers == own.updates["cause"].tolist()
+    broken = sum(sum(each["shatters"].values()) for each in data["report"]["domains"].values())
+    assert int((updates["shatters"] > 0).sum()) == broken > 0
+    assert data["flagged"] is True
     assert data["report"]["domains"].keys() == {"1", "2"}
 
 
@@ -127,8 +143,8 @@ def browse(tmp_path):
     if not (chromium and node and playwright):
         pytest.skip("needs chromium, node and playwright-core (make browser)")
 
-    def run(trace, *steps):
-        (tmp_path / "page.html").write_text(written(trace), encoding="utf-8")
+    def run(trace, *steps, said=None):
+        (tmp_path / "page.html").write_text(written(trace, said), encoding="utf-8")
         (tmp_path / "steps.json").write_text(json.dumps(steps))
         command = [
             node, HERE / "browser.cjs", chromium, playwright, tmp_path / "page.html",
@@ -160,7 +176,8 @@ def test_every_view_of_ours_is_there(own, browse):
         look("document.querySelectorAll('#kinds-table tbody tr').length"),
     )  # fmt: skip
     assert visible == [
-        "overview", "domain", "heat", "kinds", "paths", "contention", "messages", "updates",
+        "overview", "domain", "heat", "fleet", "kinds", "paths", "contention", "messages",
+        "updates",
     ]  # fmt: skip
     assert "2 domains" in facts
     assert rows == len(np.unique(own.messages["kind"]))
@@ -181,16 +198,87 @@ def test_zoom_moves_every_view(own, browse):
 
 
 @pytest.mark.slow
+def test_figures_of_one_domain_are_those_of_the_report(own, browse):
+    """The page counts again what is in sight; of one domain the report can count it, too."""
+    kinds, services = browse(
+        own, {"do": "window"}, {"do": "select", "on": "#domid", "value": "1"},
+        look("figuresInSight('messages').figures"), look("figuresInSight('services').figures"),
+    )  # fmt: skip
+    said = report(own, Selection(domid=1))
+    for figures in (*kinds.values(), *services.values()):
+        for times in ("queue", "service", "awaiting", "lock"):
+            assert set(figures[times]) == {"p50", "p90", "p99", "max", "total"}
+    flat = {kind: {**each} for kind, each in kinds.items()}
+    for each in flat.values():
+        each.pop("total")
+    assert flat == said["messages"]
+    assert services.keys() == said["services"].keys()
+
+
+@pytest.mark.slow
+def test_the_strip_and_the_keys_move_what_is_in_sight(own, browse):
+    window = look("[state.t0, state.t1]")
+    whole, dragged, moved, wider, later = browse(
+        own, {"do": "window"}, window,
+        {"do": "drag", "on": "#context-plot", "from": 0.3, "to": 0.5}, window,
+        {"do": "drag", "on": "#context-plot", "from": 0.4, "to": 0.6}, window,
+        {"do": "press", "key": "-"}, window, {"do": "press", "key": "ArrowRight"}, window,
+    )  # fmt: skip
+    length = whole[1] - whole[0]
+    assert 0.1 * length < dragged[1] - dragged[0] < 0.3 * length
+    assert moved[1] - moved[0] == pytest.approx(dragged[1] - dragged[0])
+    assert moved[0] > dragged[0] + 0.1 * length
+    assert wider[1] - wider[0] > moved[1] - moved[0]
+    assert later[0] > wider[0]
+
+
+@pytest.mark.slow
+def test_the_map_goes_from_domains_to_gfns_to_one_superpage(own, browse):
+    rows = look("map.rows.map(row => [row.of, row.low, row.high])")
+    cells = look("map.rows.reduce((n, row) => n + row.cells.reduce((a, b) => a + b, 0), 0)")
+    domains, gfns, updates, shatters, inside, back, marked = browse(
+        own, {"do": "window"}, rows, {"do": "click", "on": "#heat-plot", "x": 300, "y": 200},
+        rows, cells, {"do": "click", "on": "[data-metric=shatters]"}, cells,
+        {"do": "drag", "on": "#heat-plot", "from": 0.2, "to": 0.95, "top": 0.9, "bottom": 0.7},
+        look("[state.g0, state.g1, map.rows.length]"),
+        {"do": "click", "on": "#gfns"}, look("[state.g0, map.rows.length]"),
+        {"do": "click", "on": ".chip"}, look("state.gfn"),
+    )  # fmt: skip
+    said = report(own)["domains"]["1"]
+    assert [row[0] for row in domains] == ["1", "2"]
+    assert [row[1] for row in gfns] == said["heat"]["gfn_edges"][:-1]
+    assert updates == sum(map(sum, said["heat"]["updates"]))
+    assert shatters == sum(map(sum, said["heat"]["shatters"])) > 0
+    assert 0 <= inside[0] < inside[1] < said["heat"]["gfn_edges"][-1]
+    assert 1 <= inside[2] < len(gfns)
+    assert marked == said["hottest"][0]["gfn"]
+    assert back == [-1, len(gfns)]
+
+
+@pytest.mark.slow
+def test_a_page_of_little_says_what_is_missing(own, browse):
+    visible, missing = browse(
+        Trace("empty.trace", "shatterproof", {}, 0.0), {"do": "window"}, look(VISIBLE),
+        look("document.querySelector('#missing').textContent"), said={"source": "empty.trace"},
+    )  # fmt: skip
+    assert visible == ["overview"]
+    assert "No p2m update" in missing
+    (bare,) = browse(own, {"do": "window"}, look(VISIBLE), said={"source": "own.trace"})
+    assert bare == ["overview", "messages", "updates"]
+
+
+@pytest.mark.slow
 def test_search_finds_messages_gfns_and_kinds(own, browse):
     row = next(
         at for at, kind in enumerate(own.messages["kind"].tolist())
         if own.kinds[kind] == "decrease_reservation"
     )  # fmt: skip
     name = own.name_of(int(own.messages["id"][row]))
-    title, arrows, link, gfns, kind, nothing = browse(
+    title, arrows, diagram, listed, link, gfns, kind, nothing = browse(
         own, {"do": "window"}, {"do": "search", "text": name},
         look("document.querySelector('#sequence-title').textContent"),
-        look("document.querySelectorAll('#sequence-plot .step').length"),
+        look("document.querySelectorAll('#sequence-plot .step').length"), look("diagram"),
+        look("document.querySelector('#messages-table tr.on td:nth-child(2)').textContent"),
         look("location.hash"), {"do": "press", "key": "Escape"},
         {"do": "search", "text": "0x2000"},
         look("[...document.querySelectorAll('#updates-table tbody tr td:last-child')]"
@@ -203,6 +291,8 @@ def test_search_finds_messages_gfns_and_kinds(own, browse):
     )  # fmt: skip
     assert title.startswith(f"{name} decrease_reservation")
     assert arrows >= 4
+    assert diagram == mermaid(Chains(own), row)
+    assert listed == name
     assert name.replace("/", "%2F").replace("#", "%23") in link
     assert set(gfns) == {0x2000 >> 9}
     assert kind == 1
@@ -227,8 +317,8 @@ def test_light_and_dark(own, browse):
     dark, light = browse(
         own, {"do": "window", "scheme": "dark"}, colour, {"do": "click", "on": "#theme"}, colour
     )
-    assert dark == "rgb(17, 22, 29)"
-    assert light == "rgb(245, 246, 248)"
+    assert dark == "rgb(15, 20, 26)"
+    assert light == "rgb(243, 245, 248)"
 
 
 @pytest.mark.slow
@@ -238,7 +328,9 @@ def test_a_real_capture_has_its_own_views(browse):
         look("document.querySelector('#hypercalls-body tbody td').textContent"),
         look("document.documentElement.scrollWidth <= 500"),
     )  # fmt: skip
-    assert visible == ["overview", "domain", "heat", "hypercalls", "pcpus", "updates"]
+    assert visible == [
+        "overview", "domain", "heat", "hypercalls", "events", "pcpus", "updates",
+    ]  # fmt: skip
     assert calls == "memory_op"
     assert broken is True, "a narrow window needs no scrolling sideways"
 

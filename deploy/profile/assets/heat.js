@@ -1,0 +1,201 @@
+// Where: gfns over time of one domain, or domains over time of many.
+
+const BANDS = 64;
+const SMALLEST = 8; // gfns of a band, inside one superpage
+let map = null; // what was drawn last: bands from below, each with what it stands for
+
+// The domain whose gfns are shown; "" while the map is of many domains.
+function mapped() {
+  if (state.domid) return state.domid;
+  if (domids.length === 1) return domids[0];
+  if (state.gfn < 0) return "";
+  return busiestAt(state.gfn);
+}
+const busiest = new Map();
+function busiestAt(gfn) {
+  const base = superpage(gfn);
+  if (busiest.has(base)) return busiest.get(base);
+  const found = new Map();
+  for (let i = 0; i < U.rows; i++) if (superpage(U.gfn[i]) === base) found.set(U.domid[i], (found.get(U.domid[i]) || 0) + 1);
+  const best = [...found].sort((a, b) => b[1] - a[1])[0];
+  busiest.set(base, best ? String(best[0]) : domids[0] || "");
+  return busiest.get(base);
+}
+const weightOf = (i) => (state.metric === "shatters" ? (U.shatters[i] ? 1 : 0) : 1);
+const countable = () => U.complete && (state.metric === "updates" || D.flagged);
+
+// gfns at which bands begin, and their end: equally many of the superpages that are used.
+const bandCache = new Map();
+function bandEdges(domid) {
+  const key = `${domid} ${state.g0} ${state.g1}`;
+  if (bandCache.has(key)) return bandCache.get(key);
+  const used = new Set(), number = Number(domid);
+  for (let i = 0; i < U.rows; i++) {
+    if (U.domid[i] !== number) continue;
+    const base = superpage(U.gfn[i]);
+    if (state.g0 < 0 || (base + 512 > state.g0 && base < state.g1)) used.add(base);
+  }
+  const sorted = [...used].sort((a, b) => a - b);
+  let edges;
+  if (sorted.length === 1) edges = Array.from({ length: 512 / SMALLEST + 1 }, (_, i) => sorted[0] + i * SMALLEST);
+  else {
+    const nr = Math.min(BANDS, sorted.length);
+    edges = Array.from({ length: nr }, (_, i) => sorted[Math.floor((sorted.length * i) / nr)]);
+    if (sorted.length) edges.push(sorted[sorted.length - 1] + 512);
+  }
+  bandCache.set(key, edges);
+  return edges;
+}
+function mapOfGfns(domid) {
+  const h = (R.domains[domid] || {}).heat;
+  if (!countable()) {
+    if (!h) return null;
+    const rows = h.gfn_edges.slice(0, -1).map((low, i) => ({ low, high: h.gfn_edges[i + 1], cells: h[state.metric][i] }));
+    const kept = state.g0 < 0 ? rows : rows.filter((row) => row.high > state.g0 && row.low < state.g1);
+    return { domid, edges: h.edges, rows: kept };
+  }
+  const limits = bandEdges(domid);
+  if (limits.length < 2) return null;
+  const edges = evenEdges(200), nr = edges.length - 1, per = nr / (state.t1 - state.t0), number = Number(domid);
+  const rows = limits.slice(0, -1).map((low, i) => ({ low, high: limits[i + 1], cells: new Float64Array(nr) }));
+  for (let i = 0; i < U.rows; i++) {
+    if (U.domid[i] !== number || U.time[i] < state.t0 || U.time[i] > state.t1) continue;
+    const gfn = U.gfn[i];
+    if (gfn < limits[0] || gfn >= limits[limits.length - 1]) continue;
+    rows[binAt(limits, gfn)].cells[Math.min(nr - 1, Math.floor((U.time[i] - state.t0) * per))] += weightOf(i);
+  }
+  return { domid, edges, rows };
+}
+function mapOfDomains() {
+  const shown = domids.filter((d) => R.domains[d].series);
+  if (!shown.length) return null;
+  if (!countable() || isWhole()) return { domid: "", edges: R.domains[shown[0]].series.edges, rows: shown.map((d) => ({ of: d, cells: R.domains[d].series[state.metric] })) };
+  const edges = evenEdges(200), nr = edges.length - 1, per = nr / (state.t1 - state.t0);
+  const rows = shown.map((d) => ({ of: d, cells: new Float64Array(nr) })), byDomid = new Map(rows.map((row) => [Number(row.of), row]));
+  for (let i = 0; i < U.rows; i++) {
+    if (U.time[i] < state.t0 || U.time[i] > state.t1) continue;
+    const row = byDomid.get(U.domid[i]);
+    if (row) row.cells[Math.min(nr - 1, Math.floor((U.time[i] - state.t0) * per))] += weightOf(i);
+  }
+  return { domid: "", edges, rows };
+}
+
+function drawHeat() {
+  $("heat").hidden = !domids.some((d) => R.domains[d].series);
+  if ($("heat").hidden) return;
+  press(all("[data-metric]"), (button) => button.dataset.metric === state.metric);
+  const domid = mapped();
+  map = domid ? mapOfGfns(domid) : mapOfDomains();
+  const zoomed = state.g0 >= 0 && domid ? `, ${hex(state.g0)} to ${hex(state.g1 - 1)}` : "";
+  $("heat-title").textContent = domid
+    ? `gfns of ${domainName(domid)}${zoomed}${state.gfn >= 0 ? `; marked: the superpage of ${hex(state.gfn)}` : "; click to look closer"}`
+    : "domains by time; click one to see its gfns";
+  $("gfns").hidden = state.g0 < 0 || !domid;
+  const p = canvas("heat-plot", { right: 10 });
+  if (!map || !map.rows.length) {
+    timeAxis(p);
+    p.g.fillStyle = colours.dim;
+    p.g.textAlign = "left";
+    p.g.fillText(domid ? `${domainName(domid)} has no p2m update here.` : "No domain has p2m updates.", p.left + 10, p.top + 20);
+  } else drawCells(p);
+  drawHottest(domid);
+}
+function drawCells(p) {
+  const { rows, edges } = map, [a, b] = inSight(edges), { g } = p, tall = (p.bottom - p.top) / rows.length;
+  let most = 0;
+  for (const { cells } of rows) for (let i = a; i < b; i++) if (cells[i] > most) most = cells[i];
+  timeAxis(p);
+  const c = state.metric === "shatters" ? colours.red : colours.blue;
+  clipped(p, () => {
+    g.fillStyle = c;
+    rows.forEach(({ cells }, at) => {
+      const y = p.bottom - (at + 1) * tall;
+      for (let i = a; i < b; i++) {
+        if (!cells[i]) continue;
+        const x = toX(p, edges[i]);
+        g.globalAlpha = 0.3 + 0.7 * (Math.log1p(cells[i]) / Math.log1p(most));
+        g.fillRect(x, y, Math.max(toX(p, edges[i + 1]) - x, 2), Math.max(tall - (tall > 4 ? 0.6 : 0), 1));
+      }
+    });
+    g.globalAlpha = 1;
+  });
+  drawRowNames(p, rows, tall);
+  const at = map.domid && state.gfn >= 0 ? rows.findIndex((row) => state.gfn >= row.low && state.gfn < row.high) : -1;
+  if (at >= 0) {
+    g.strokeStyle = colours.ink;
+    g.lineWidth = 1.5;
+    g.strokeRect(p.left, p.bottom - (at + 1) * tall - 1, p.right - p.left, Math.max(tall, 2) + 2);
+  }
+  const what = state.metric === "shatters" ? "shatter" : "update";
+  $("heat-legend").replaceChildren(
+    most ? `1 to ${plural(most, what)} a cell ` : `no ${what} in sight `,
+    el("i", { class: "ramp", style: `background:linear-gradient(90deg, color-mix(in srgb, ${c} 30%, transparent), ${c})` }),
+  );
+}
+function drawRowNames(p, rows, tall) {
+  const { g } = p, step = Math.max(1, Math.ceil(16 / tall));
+  g.fillStyle = colours.dim;
+  g.textAlign = "right";
+  for (let at = 0; at < rows.length; at += step) {
+    const y = p.bottom - (at + 0.5) * tall;
+    g.fillText(map.domid ? hex(rows[at].low) : rows[at].of, p.left - 8, y);
+  }
+  if (!map.domid) { g.textAlign = "left"; g.fillText("domid", 2, p.top + 4); }
+}
+function drawHottest(domid) {
+  const from = domid ? [domid] : domids, found = [];
+  for (const d of from) for (const each of R.domains[d].hottest || []) if (each.updates) found.push([d, each]);
+  found.sort((a, b) => b[1].updates - a[1].updates);
+  const top = found.slice(0, 20), most = top.length ? top[0][1].updates : 1;
+  $("hottest").replaceChildren(
+    el("small", {}, top.length ? `the ${plural(top.length, "superpage")} with the most updates (▼ shatters)` : "no superpage was updated"),
+    el("div", { class: "chips" }, top.map(([d, each]) => el("button", {
+      type: "button", class: "chip mono", "aria-pressed": String(state.gfn >= 0 && superpage(state.gfn) === each.gfn && (!domid || domid === d)),
+      style: `--share:${((100 * each.updates) / most).toFixed(1)}%`,
+      title: `${domainName(d)}, ${hex(each.gfn)}: ${plural(each.updates, "update")}, ${plural(each.shatters, "shatter")}`,
+      onclick: () => { if (!domid) setDomid(d); pickGfn(each.gfn); },
+    }, domid ? "" : el("b", {}, `d${d} `), `${hex(each.gfn)} `, el("span", {}, count(each.updates)), each.shatters ? el("em", {}, ` ▼${count(each.shatters)}`) : null))),
+  );
+}
+
+function rowUnder(event) {
+  if (!map || !map.rows.length) return null;
+  const c = $("heat-plot"), y = event.clientY - c.getBoundingClientRect().top, bottom = c.clientHeight - BOTTOM;
+  const at = Math.floor(((bottom - y) / (bottom - 8)) * map.rows.length);
+  return at >= 0 && at < map.rows.length ? map.rows[at] : null;
+}
+function heatTip(t, event) {
+  const row = rowUnder(event);
+  if (!row) return "";
+  const what = state.metric === "shatters" ? "shatter" : "update", n = row.cells[binAt(map.edges, t)] || 0;
+  const where = row.of !== undefined ? domainName(row.of) : `gfn ${hex(row.low)} to ${hex(row.high - 1)}`;
+  return `${where}\nat ${moment(t)}\n${plural(n, what)}`;
+}
+// Domain, then its gfns, then one superpage, then its pages.
+function clickHeat(event) {
+  const row = rowUnder(event);
+  if (!row) return;
+  if (row.of !== undefined) setDomid(row.of);
+  else if (row.high - row.low > 512) { state.g0 = row.low; state.g1 = row.high; redraw(); }
+  else {
+    state.gfn = row.low;
+    if (row.high - row.low === 512 && countable()) { state.g0 = row.low; state.g1 = row.high; }
+    redraw();
+  }
+}
+function zoomGfns(top, bottom) {
+  if (!map || !map.domid) return;
+  const high = $("heat-plot").clientHeight - BOTTOM, nr = map.rows.length;
+  const at = (y) => Math.max(0, Math.min(nr - 1, Math.floor(((high - y) / (high - 8)) * nr)));
+  state.g0 = map.rows[at(bottom)].low;
+  state.g1 = map.rows[at(top)].high;
+}
+function panGfns(share) {
+  const domid = mapped();
+  if (state.g0 < 0 || !domid) return false;
+  const by = Math.max(512, superpage((state.g1 - state.g0) * Math.abs(share))) * Math.sign(share);
+  if (state.g0 + by < 0) return true;
+  state.g0 += by; state.g1 += by;
+  redraw();
+  return true;
+}

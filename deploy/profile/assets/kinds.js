@@ -1,0 +1,87 @@
+// Messages by kind and by service, and how the latency of one kind is spread.
+
+const COLUMNS = [
+  ["count", (k) => k.count, count], ["bytes", (k) => k.bytes, bytes],
+  ["p50", (k) => k.p50, span], ["p90", (k) => k.p90, span], ["p99", (k) => k.p99, span], ["max", (k) => k.max, span],
+  ["queued", (k) => k.queue.total, span], ["service", (k) => k.service.total, span],
+  ["awaiting", (k) => k.awaiting.total, span], ["locks", (k) => k.lock.total, span],
+];
+const SHARES = [["queued", (k) => k.queue, "sky"], ["service", (k) => k.service, "blue"], ["awaiting others", (k) => k.awaiting, "pale"], ["locks", (k) => k.lock, "red"]];
+const sortWord = (chosen, down) => (chosen ? (down ? "descending" : "ascending") : null);
+
+function drawKinds() {
+  $("kinds").hidden = !Object.keys(R.messages).length;
+  if ($("kinds").hidden) return;
+  press(all("[data-group]"), (button) => button.dataset.group === state.group);
+  const { figures, part } = figuresInSight(state.group), rows = Object.entries(figures);
+  const limited = !part && !(isWhole() && !state.domid);
+  $("kinds-title").textContent = limited ? "of the whole run: this page holds a sample of the messages" : part ? "begun in sight; click a row to see only its messages" : "click a row to see only its messages";
+  $("kinds-title").append(inSteps());
+  const value = (COLUMNS.find(([name]) => name === state.sort) || COLUMNS[7])[1];
+  rows.sort((a, b) => (state.sort === "name" ? (a[0] < b[0] ? 1 : -1) : value(b[1]) - value(a[1])) * (state.down ? 1 : -1));
+  const tops = COLUMNS.map(([, get]) => Math.max(1e-9, ...rows.map(([, k]) => get(k))));
+  const head = (name, text) => el("th", { class: name === "name" ? "t" : "", "aria-sort": sortWord(state.sort === name, state.down) },
+    el("button", { type: "button", onclick: () => { state.down = state.sort === name ? !state.down : true; state.sort = name; drawKinds(); } }, text));
+  const heads = [head("name", state.group === "messages" ? "kind" : "service"), ...COLUMNS.map(([name]) => head(name, name))];
+  heads.splice(3, 0, el("th", { class: "t" }, "where time went"));
+  const row = ([name, k]) => {
+    const cells = COLUMNS.map(([, get, show], i) => el("td", { class: "b" }, el("i", { style: `width:${(100 * get(k)) / tops[i]}%` }), el("span", {}, get(k) ? show(get(k)) : "0")));
+    cells.splice(2, 0, el("td", { class: "t" }, shareBar(k)));
+    return [{ class: state.kind === name ? "on" : null }, [el("td", { class: "t mono" }, name), ...cells]];
+  };
+  listing("kinds-table", { heads, rows, row, height: 26, pick: ([name]) => pickKind(name), every: true });
+  legend("kinds-legend", SHARES.map(([name, , c]) => [name, colours[c]]));
+  drawLatency();
+}
+function shareBar(k) {
+  const parts = SHARES.map(([name, get, c]) => [name, get(k).total, colours[c]]), whole = parts.reduce((n, [, ticks]) => n + ticks, 0);
+  const words = parts.filter(([, ticks]) => ticks).map(([name, ticks]) => `${name} ${time(ticks)} (${percent(ticks, whole)})`).join("\n");
+  return el("div", { class: "share", "data-tip": words, role: "img", "aria-label": words }, parts.map(([, ticks, c]) => ticks > 0 && el("i", { style: `flex:${ticks} 0 0;background:${c}` })));
+}
+function pickKind(name) {
+  if (state.group !== "messages") return;
+  state.kind = state.kind === name ? "" : name;
+  redraw();
+}
+
+// On a logarithmic scale, with the percentiles marked.
+const SPREAD = 64;
+let spread = null;
+function drawLatency() {
+  const kind = D.kinds.indexOf(state.kind), domid = state.domid === "" ? NONE : Number(state.domid), values = [];
+  for (let i = 0; i < M.rows; i++) {
+    if (!M.lasted[i] || M.isReply[i] || (kind >= 0 && M.kind[i] !== kind)) continue;
+    if (M.started[i] < state.t0 || M.started[i] > state.t1 || (domid >= 0 && M.domid[i] !== domid)) continue;
+    values.push(latencyOf(i));
+  }
+  const p = canvas("latency-plot", { right: 10 }), { g } = p, what = state.kind || "requests of all kinds";
+  p.top = 18;
+  spread = null;
+  $("latency-title").textContent = `${what}: ${values.length ? `${plural(values.length, "answered message")}${M.complete ? "" : " of the sample"}, logarithmic` : "none answered in sight"}`;
+  if (!values.length) return;
+  const figures = percentiles(Float64Array.from(values)), low = Math.max(1, values.reduce((a, b) => Math.min(a, b), Infinity)), high = Math.max(figures.max, low * 1.01);
+  const bins = new Float64Array(SPREAD), place = (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low);
+  for (const v of values) bins[Math.min(SPREAD - 1, Math.floor(place(v) * SPREAD))]++;
+  const top = scale(Math.max(...bins), { most: 3 }), wide = (p.right - p.left) / SPREAD;
+  valueAxis(p, top, shortCount);
+  g.fillStyle = colours.blue;
+  bins.forEach((n, i) => n && g.fillRect(p.left + i * wide, p.bottom - (n / top.top) * (p.bottom - p.top), Math.max(wide - 1, 1), (n / top.top) * (p.bottom - p.top)));
+  g.fillStyle = colours.dim;
+  g.textAlign = "left"; g.fillText(time(low), p.left, p.bottom + 11);
+  g.textAlign = "right"; g.fillText(time(high), p.right, p.bottom + 11);
+  let taken = -99;
+  for (const name of ["p50", "p90", "p99"]) {
+    const x = p.left + place(figures[name]) * (p.right - p.left), text = `${name} ${time(figures[name])}`;
+    g.strokeStyle = g.fillStyle = colours.red;
+    g.beginPath(); g.moveTo(x, p.top - 4); g.lineTo(x, p.bottom); g.stroke();
+    const room = g.measureText(text).width, left = Math.min(x + 3, p.right - room);
+    if (left > taken) { g.textAlign = "left"; g.fillText(text, left, p.top - 9); taken = left + room + 8; }
+  }
+  spread = { bins, low, high, p };
+}
+function latencyTip(event) {
+  if (!spread) return "";
+  const { bins, low, high, p } = spread, x = event.clientX - $("latency-plot").getBoundingClientRect().left;
+  const i = Math.floor(((x - p.left) / (p.right - p.left)) * SPREAD), at = (k) => time(Math.round(low * Math.pow(high / low, k / SPREAD)));
+  return i >= 0 && i < SPREAD ? `${at(i)} to ${at(i + 1)}\n${plural(bins[i], "message")}` : "";
+}
