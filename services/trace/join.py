@@ -131,8 +131,8 @@ class Joiner:
 
 
 def _rows(data: bytes, names: tuple[str, ...]) -> Table:
-    """A copy of rows of i64, shape (n, len(names))."""
-    return np.frombuffer(data, dtype=np.int64).reshape(-1, len(names)).copy()
+    """The rows of columns of i64, shape (n, len(names))."""
+    return np.frombuffer(data, dtype=np.int64).reshape(len(names), -1).T.copy()
 
 
 def _ids(
