@@ -193,11 +193,8 @@ def _updates(trace: Trace, messages: Column, flags: Column | None, block: Block)
     cause = u["cause"][rows]
     if trace.messages.rows:
         by = table_rows(trace.messages["id"][messages], cause)
-    elif trace.hypercalls.rows:
-        at = np.maximum(cause.astype(np.int64), 1) - 1
-        by = np.where(cause > 0, trace.hypercalls["op"][at].astype(np.int64) + 1, 0)
     else:
-        by = np.zeros(len(rows), dtype=np.int64)
+        by = _hypercall_of(trace)[rows]
     mfn = u["mfn"][rows]
     columns: dict[str, Column] = {
         name: u[name][rows] for name in ("time", "domid", "order", "type", "gfn", "cpu")
@@ -206,6 +203,19 @@ def _updates(trace: Trace, messages: Column, flags: Column | None, block: Block)
     columns["by"] = by
     columns["shatters"] = np.zeros(len(rows)) if flags is None else flags[rows]
     return block.table(columns, u.rows)
+
+
+def _hypercall_of(trace: Trace) -> Column:
+    """The number of the hypercall behind each update of a xentrace, from 1; 0 is unknown.
+
+    A part of a trace keeps the row numbers of the whole: then nobody can tell.
+    """
+    calls = trace.hypercalls
+    cause = trace.updates["cause"].astype(np.int64)
+    made = np.bincount(cause, minlength=calls.rows + 1)[1:]
+    if not np.array_equal(made, calls["updates"]):
+        return np.zeros(len(cause), dtype=np.int64)
+    return np.concatenate(([0], calls["op"].astype(np.int64) + 1))[cause]
 
 
 def _events(trace: Trace, block: Block) -> dict[str, Any]:

@@ -125,6 +125,47 @@ def test_pages_of_captures_are_small(path):
     assert len(written(open_trace(path)).encode()) < BUDGET // 10
 
 
+def test_updates_of_a_capture_name_their_hypercall():
+    trace = open_trace(CAPTURE)
+    page = written(trace)
+    made = columns(page, "updates")["by"].astype(int)
+    cause = trace.updates["cause"].astype(int)
+    assert [number for number in made.tolist() if number] == [
+        int(trace.hypercalls["op"][row - 1]) + 1 for row in cause.tolist() if row
+    ]
+    assert held(page)["flagged"] is True
+
+
+def test_a_part_of_a_trace_names_no_wrong_hypercall():
+    """Causes are rows of the whole trace, which need not be there any more."""
+    whole = open_trace(CAPTURE)
+    op = np.append(whole.hypercalls["op"].astype(int) + 1, 0)
+    right = op[whole.updates["cause"].astype(int) - 1]
+    half = int(whole.updates["time"][whole.updates.rows // 2])
+    for chosen in (
+        Selection(domid=3),
+        Selection(between=(0, half)),
+        Selection(between=(half, 1 << 60)),
+    ):
+        page = written(chosen.of(whole), report(whole, chosen))
+        made, mine = columns(page, "updates")["by"], right[chosen.updates(whole.updates)]
+        assert len(made) == len(mine) > 0
+        assert ((made == 0) | (made == mine)).all()
+
+
+def test_a_part_of_a_trace_guesses_no_shatter(own):
+    """What was mapped before is gone with the rest, so updates of the rest break nothing known."""
+    page = written(own)
+    first = int(np.flatnonzero(columns(page, "updates")["shatters"])[0])
+    chosen = Selection(between=(int(own.updates["time"][first]), 1 << 60))
+    said = report(own, chosen)
+    assert sum(sum(each["shatters"].values()) for each in said["domains"].values()) > 0
+    part = written(chosen.of(own), said)
+    assert held(part)["flagged"] is False
+    assert not columns(part, "updates")["shatters"].any()
+    assert held(written(Selection(domid=2).of(own), report(own, Selection(domid=2))))["flagged"]
+
+
 # In a browser
 
 

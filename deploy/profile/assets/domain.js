@@ -42,10 +42,15 @@ function drawDomain() {
   valueAxis(p, scale(highest(layers, s.edges) || 256, { step: binaryStep }), memory);
   const { top } = scale(highest(layers, s.edges) || 256, { step: binaryStep });
   stacked(p, s.edges, layers, top, true);
-  drawCoverage(p, s);
+  if (layers.length) drawCoverage(p, s);
   marks(p, s.edges, s.shatters, p.top - 7, colours.red);
   strips.forEach(([name, words, c], i) => drawStrip(whole, s, name, words, colours[c], p.bottom + 6 + i * STRIP_HEIGHT));
   legend("domain-legend", [...orders.map((o) => [orderName(o), colour(o)]), ["share in superpages", colours.ink], ["▼ shatters", colours.red]]);
+  if (!layers.length) {
+    whole.g.fillStyle = colours.dim;
+    whole.g.textAlign = "center";
+    whole.g.fillText("Nothing was mapped, or the trace does not say so.", (p.left + p.right) / 2, p.bottom / 2);
+  }
   drawDomainFacts();
 }
 function drawCoverage(p, s) {

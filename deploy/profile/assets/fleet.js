@@ -22,6 +22,7 @@ const FLEET = [
 ];
 const fleetSort = { at: 0, down: false };
 let fleetRows = null;
+let fleetDrawn = "";
 
 function largeShare(found) {
   const every = sum(found);
@@ -29,7 +30,9 @@ function largeShare(found) {
 }
 function drawFleet() {
   $("fleet").hidden = domids.length < 2;
-  if ($("fleet").hidden) return;
+  const look = `${state.domid} ${fleetSort.at} ${fleetSort.down} ${$("fleet-table").clientWidth}`;
+  if ($("fleet").hidden || look === fleetDrawn) return;
+  fleetDrawn = look;
   fleetRows = fleetRows || domids.map((id) => ({ id, d: R.domains[id], values: FLEET.map(([, get]) => get(R.domains[id], id)) }));
   const shown = FLEET.map((_, i) => i < 5 || fleetRows.some((row) => row.values[i]));
   const tops = FLEET.map((_, i) => Math.max(1e-9, ...fleetRows.map((row) => row.values[i])));

@@ -81,7 +81,7 @@ function mapOfDomains() {
 }
 
 function drawHeat() {
-  $("heat").hidden = !domids.some((d) => R.domains[d].series);
+  $("heat").hidden = !U.of || !domids.some((d) => R.domains[d].series);
   if ($("heat").hidden) return;
   press(all("[data-metric]"), (button) => button.dataset.metric === state.metric);
   const domid = mapped();
@@ -138,9 +138,8 @@ function drawRowNames(p, rows, tall) {
   g.textAlign = "right";
   for (let at = 0; at < rows.length; at += step) {
     const y = p.bottom - (at + 0.5) * tall;
-    g.fillText(map.domid ? hex(rows[at].low) : rows[at].of, p.left - 8, y);
+    g.fillText(map.domid ? hex(rows[at].low) : `d${rows[at].of}`, p.left - 8, y);
   }
-  if (!map.domid) { g.textAlign = "left"; g.fillText("domid", 2, p.top + 4); }
 }
 function drawHottest(domid) {
   const from = domid ? [domid] : domids, found = [];

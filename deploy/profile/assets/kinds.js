@@ -72,7 +72,7 @@ function drawLatency() {
   let taken = -99;
   for (const name of ["p50", "p90", "p99"]) {
     const x = p.left + place(figures[name]) * (p.right - p.left), text = `${name} ${time(figures[name])}`;
-    g.strokeStyle = g.fillStyle = colours.red;
+    g.strokeStyle = g.fillStyle = colours.alarm;
     g.beginPath(); g.moveTo(x, p.top - 4); g.lineTo(x, p.bottom); g.stroke();
     const room = g.measureText(text).width, left = Math.min(x + 3, p.right - room);
     if (left > taken) { g.textAlign = "left"; g.fillText(text, left, p.top - 9); taken = left + room + 8; }

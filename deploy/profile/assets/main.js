@@ -26,7 +26,7 @@ function zoom(a, b) {
   if (b > last) { a = Math.max(first, Math.min(a, last - least)); b = last; }
   state.t0 = a;
   state.t1 = b;
-  redraw();
+  redraw(true);
 }
 function zoomBy(factor, at = (state.t0 + state.t1) / 2) { zoom(at - (at - state.t0) * factor, at + (state.t1 - at) * factor); }
 function pan(share) {
@@ -99,16 +99,27 @@ function drawMissing() {
   $("missing").hidden = !words.length;
   $("missing").textContent = words.join(" ");
 }
-const DRAW = [drawOverview, drawDomain, drawHeat, drawFleet, drawKinds, drawPaths, drawContention, drawHypercalls, drawEvents, drawPcpus, drawMessages, drawUpdates, drawSequence];
-let waiting = 0;
-function redraw() {
+// Plots follow every movement; lists and what is computed for them wait until it pauses.
+const PLOTS = [drawOverview, drawDomain, drawHeat, drawPcpus];
+const REST = [drawFleet, drawKinds, drawPaths, drawContention, drawHypercalls, drawEvents, drawMessages, drawUpdates, drawSequence];
+const PAUSE = 140;
+let waiting = 0, resting = 0, movedAt = -PAUSE, whole = false;
+function redraw(moves = false) {
+  whole = whole || moves !== true;
   if (waiting) return;
   waiting = requestAnimationFrame(() => {
+    const moving = !whole && performance.now() - movedAt < PAUSE;
+    if (!whole) movedAt = performance.now();
     waiting = 0;
-    for (const draw of DRAW) draw();
+    whole = false;
+    for (const draw of PLOTS) draw();
+    clearTimeout(resting);
+    if (moving) resting = setTimeout(drawRest, PAUSE);
+    else drawRest();
     remember();
   });
 }
+function drawRest() { for (const draw of REST) draw(); }
 let remembered = 0, later = 0;
 // Browsers refuse addresses that change too often, as they would while one drags.
 function remember() {
@@ -228,7 +239,8 @@ function listenKeys() {
   recall();
   if (state.theme) setTheme(state.theme === "dark");
   listen();
-  for (const draw of DRAW) draw();
+  for (const draw of PLOTS) draw();
+  drawRest();
   drawMissing();
   document.body.classList.add("ready");
   window.__state = state;

@@ -4,9 +4,8 @@ const UPDATE_LANE = 46;
 let overview; // what was drawn last, for the tip
 
 function lanesInSight() {
-  const rate = R.format === "xentrace" ? null : rateInSight();
-  const updates = updatesInSight(), shatters = shattersInSight();
-  return { rate, updates, shatters };
+  const rate = rateInSight(), updates = updatesInSight(), shatters = shattersInSight();
+  return { rate, updates: seriesSum("updates") && seriesSum("updates").values.some((v) => v) ? updates : null, shatters };
 }
 function perSecond(edges) {
   const wide = edges.length > 1 ? (edges[edges.length - 1] - edges[0]) / (edges.length - 1) : 1;
@@ -24,7 +23,7 @@ function drawOverview() {
   const p = canvas("overview-plot", { right: 10 }), lanes = lanesInSight(), bottom = p.bottom, unit = R.ticks_per_s ? "/s" : " a step";
   overview = lanes;
   timeAxis({ ...p, top: 16 });
-  const upper = { ...p, top: 16, bottom: lanes.rate ? bottom - UPDATE_LANE - 22 : bottom };
+  const upper = { ...p, top: 16, bottom: lanes.rate && lanes.updates ? bottom - UPDATE_LANE - 22 : bottom };
   const lower = lanes.rate ? { ...p, top: bottom - UPDATE_LANE, bottom } : upper;
   if (lanes.rate) drawLane(upper, lanes.rate.edges, lanes.rate.layers.map(([name, values], i) => [colour(name, i), values]), `messages${unit}`);
   if (lanes.updates) drawLane(lower, lanes.updates.edges, [[colours.sky, lanes.updates.values]], `p2m updates${unit}`);

@@ -3,11 +3,14 @@
 const OPACITY = { service: 1, queue: 0.5, idle: 0.3, transit: 1, lock: 0.7 };
 const SLOW_SHOWN = 4;
 let morePaths = false;
+let pathsDrawn = "";
 
 function drawPaths() {
   const found = R.critical_path || {}, paths = [found.run, ...(found.slowest || [])].filter(Boolean);
   $("paths").hidden = !paths.length;
-  if (!paths.length) return;
+  const look = `${colours.ink} ${$("paths-list").clientWidth} ${morePaths}`; // nothing else changes it
+  if (!paths.length || look === pathsDrawn) return;
+  pathsDrawn = look;
   const shown = morePaths ? paths : paths.slice(0, SLOW_SHOWN + 1);
   $("paths-list").replaceChildren(...shown.map(pathRow),
     ...(paths.length > shown.length || morePaths ? [el("button", { type: "button", class: "more", onclick: () => { morePaths = !morePaths; drawPaths(); } }, morePaths ? "fewer" : `${paths.length - shown.length} more`)] : []));

@@ -26,6 +26,7 @@ function nameServices() {
 
 // Messages by service over time: of all from the report, finer from the rows once zoomed.
 function rateInSight() {
+  if (!M.of) return null;
   if ((isWhole() && !state.domid) || !M.complete) {
     const rate = R.rate || {};
     if (!rate.total || !rate.total.length) return null;

@@ -13,7 +13,7 @@ let colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   colours = {};
-  for (const name of [...SERIES_COLOURS, "pale", "ink", "dim", "grid", "line", "card", "accent", "bar", "pick"]) {
+  for (const name of [...SERIES_COLOURS, "pale", "alarm", "ink", "dim", "grid", "line", "card", "accent", "bar", "pick"]) {
     colours[name] = style.getPropertyValue(`--${name}`).trim();
   }
 }
