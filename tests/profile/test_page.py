@@ -364,15 +364,18 @@ def test_light_and_dark(own, browse):
 
 @pytest.mark.slow
 def test_a_real_capture_has_its_own_views(browse):
-    visible, calls, broken = browse(
+    visible, calls, broken, lane = browse(
         open_trace(CAPTURE), {"do": "window", "width": 500, "height": 800}, look(VISIBLE),
         look("document.querySelector('#hypercalls-body tbody td').textContent"),
         look("document.documentElement.scrollWidth <= 500"),
+        {"do": "drag", "on": "#overview-plot", "from": 0.5, "to": 0.6},
+        look("[isWhole(), overview.rate]"),
     )  # fmt: skip
     assert visible == [
         "overview", "domain", "heat", "hypercalls", "events", "pcpus", "updates",
     ]  # fmt: skip
     assert calls == "memory_op"
+    assert lane == [False, None], "zoomed or not, it has no messages"
     assert broken is True, "a narrow window needs no scrolling sideways"
 
 

@@ -4,7 +4,8 @@ const UPDATE_LANE = 46;
 let overview; // what was drawn last, for the tip
 
 function lanesInSight() {
-  const rate = rateInSight(), updates = updatesInSight(), shatters = shattersInSight();
+  const rate = R.format === "xentrace" ? null : rateInSight();
+  const updates = updatesInSight(), shatters = shattersInSight();
   return { rate, updates: seriesSum("updates") && seriesSum("updates").values.some((v) => v) ? updates : null, shatters };
 }
 function perSecond(edges) {
