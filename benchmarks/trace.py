@@ -3,18 +3,13 @@
 Recording is measured on Ray with the same builds recorded and not, one right after the other, the
 order changing from repetition to repetition. The cost is the share of throughput that is lost. The
 trace of a million messages repeats a real one with its ids, times and domids shifted.
-
-The xentrace of ten million records is a real capture, then its records over and over with times
-going on, but for those that say who runs: xenalyze gives up where a vcpu that runs begins to run.
 """
 
 import io
 import json
-import lzma
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -37,11 +32,6 @@ from services.trace.writer import STEP, describe_run
 BUILDS = 256
 MESSAGES = 1_000_000
 SCALE = 1000
-RECORDS = 10_000_000
-CAPTURE = Path("tests/data/traces/b1.pvh-64.full.trace.bin.xz")
-XENALYZE = os.environ.get("XENALYZE") or shutil.which("xenalyze")
-RUNS, DOMAINS = 2, 4
-"""The first hex digit of event classes that say who runs, and which domains there are."""
 REPEATS = iter(range(1 << 30))
 
 
@@ -194,75 +184,3 @@ def usable(page):
     command = [node, script, chromium, Path(playwright).resolve(), page, steps]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {"profile_page_usable_ms": json.loads(done.stdout)["ready"]}
-
-
-def long_xentrace(path, records):
-    """A xentrace of so many records; both programs are given this very file."""
-    words = np.frombuffer(lzma.decompress(CAPTURE.read_bytes()), dtype="<u4")
-
-    def shape(data):
-        lengths = (1 + (data >> 28 & 7) + 2 * (data >> 31)).tolist()
-        starts, place = [], 0
-        while place < len(data):
-            starts.append(place)
-            place += lengths[place]
-        return np.array(starts)
-
-    starts = shape(words)
-    event = words[starts] & 0x0FFF_FFFF
-    leave_out = (event >> 16 == RUNS) | (event >> 16 == DOMAINS)
-    rest = words[np.repeat(~leave_out, np.diff(np.append(starts, len(words))))].copy()
-    at = shape(rest)
-    windows = at[rest[at] & 0x0FFF_FFFF == 0x1F003]
-    rest[windows + 2] = 4 * (np.append(windows[1:], len(rest)) - windows - 3)
-    timed_at = at[rest[at] >> 31 != 0] + 1
-    times = rest[timed_at].astype("<u8") | rest[timed_at + 1].astype("<u8") << np.uint64(32)
-    step = np.uint64(int(times.max() - times.min()) + 1_000_000)
-    total, number = len(starts), 1
-    with path.open("wb") as file:
-        file.write(words.tobytes())
-        while total < records:
-            moved = times + step * np.uint64(number)
-            rest[timed_at], rest[timed_at + 1] = (
-                moved & np.uint64(0xFFFF_FFFF),
-                moved >> np.uint64(32),
-            )
-            file.write(rest.tobytes())
-            total, number = total + len(at), number + 1
-    return total
-
-
-PEAK = """
-import resource, sys
-from deploy.cli.main import run
-status = run(["profile", sys.argv[1], "--json", "-"])
-sys.stderr.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-"""
-
-
-def ours(path):
-    """(seconds of the whole command, peak MiB): interpreter, imports and all."""
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
-    )
-    return time.perf_counter() - begun, int(done.stderr) / 1024
-
-
-def measure_xentrace():
-    """One repetition: ten million records, by ``profile --json`` and by xenalyze --summary."""
-    figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "long.bin"
-        long_xentrace(path, RECORDS // 10)
-        _, figures["xentrace_mib_at_1m"] = ours(path)
-        total = long_xentrace(path, RECORDS)
-        seconds, figures["xentrace_mib_at_10m"] = ours(path)
-        figures["xentrace_seconds"] = seconds
-        figures["xentrace_records_per_s"] = total / seconds
-        if XENALYZE:
-            command = [XENALYZE, "--svm-mode", "--cpu-hz=2.6G", "--summary", str(path)]
-            theirs = timed(lambda: subprocess.run(command, capture_output=True, check=True))
-            figures["xentrace_xenalyze_seconds"] = theirs
-            figures["xentrace_ratio"] = theirs / seconds
-    return figures

@@ -36,11 +36,12 @@ OURS = """
 import json, resource, sys, time
 begun = time.perf_counter()
 from pathlib import Path
-from deploy.profile.open import CPU_HZ, read_file
+from deploy.profile.open import CPU_HZ, give_back, read_file
 from services.trace.xen_summary import summarise
 path = Path(sys.argv[1])
 imported = time.perf_counter()
-found = summarise(read_file(path), str(path), cpu_hz=CPU_HZ)
+data = read_file(path)
+found = summarise(data, str(path), cpu_hz=CPU_HZ, give_back=give_back(data))
 seconds = time.perf_counter() - imported
 rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps([found["records"], found["truncated"], seconds, rss]))

@@ -18,7 +18,7 @@ TEXT = sorted(
     path
     for pattern in ("*.py", "*.md", "*.toml", "*.cfg", "Makefile", "run")
     for path in ROOT.rglob(pattern)
-    if not {".venv", ".git", "build", "data"} & set(path.relative_to(ROOT).parts[:-1])
+    if not {".venv", ".git", ".browser", "build", "data"} & set(path.relative_to(ROOT).parts[:-1])
 )
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70

@@ -20,7 +20,7 @@ from deploy.cli.profile_render import (
     print_rows,
 )
 from deploy.cli.render import output_console
-from deploy.profile.open import CPU_HZ, is_long_xentrace, open_trace, read_file
+from deploy.profile.open import CPU_HZ, give_back, is_long_xentrace, open_trace, read_file
 from protocols.errno import BadInputError
 from services.trace.critical import Chains, request_path, run_path
 from services.trace.frame import Trace
@@ -168,7 +168,8 @@ def _long(path: Path, cpu_hz: float, console: Console) -> Any:
     """The summary of a xentrace that is too long to be looked at in full."""
     from services.trace.xen_summary import summarise  # noqa: PLC0415 (compiles its loops)
 
-    answer = summarise(read_file(path), str(path), cpu_hz=cpu_hz)
+    data = read_file(path)
+    answer = summarise(data, str(path), cpu_hz=cpu_hz, give_back=give_back(data))
     if answer["truncated"]:
         sys.stderr.write(f"shatterproof: {answer['header']['cut']}\n")
     print_profile(answer, console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,6 +76,18 @@ def read_file(path: Path) -> memoryview:
         raise BadInputError(f"{path}: cannot be read: {reason}") from None
     except (lzma.LZMAError, EOFError, ValueError) as error:
         raise BadInputError(f"{path}: truncated or damaged archive: {error}") from None
+
+
+def give_back(data: memoryview) -> Callable[[int], None]:
+    """Tells the kernel to forget a mapped file's pages before an offset; it reads them again."""
+    mapped: Any = data.obj
+
+    def forget(offset: int) -> None:
+        size = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if size and isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED, 0, size)
+
+    return forget
 
 
 def own_trace(data: memoryview, source: str) -> Trace:

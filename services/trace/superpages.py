@@ -78,17 +78,23 @@ class State(NamedTuple):
 class GfnMaps:
     """Many domains. ``leaf_orders`` ascending, as (0, 9, 18); ``ept``: shatters go all the way.
 
-    ``nr_domids`` is a power of two; domids are taken modulo it.
+    ``nr_domids`` is a power of two; domids are taken modulo it. ``compiled``: the loop is compiled
+    from the first update on.
     """
 
     def __init__(
-        self, leaf_orders: tuple[int, ...], *, ept: bool = False, nr_domids: int = DOMIDS
+        self,
+        leaf_orders: tuple[int, ...],
+        *,
+        ept: bool = False,
+        nr_domids: int = DOMIDS,
+        compiled: bool = False,
     ) -> None:
         mid = leaf_orders[1]
         top = 20 if mid == 10 else 18
         stores = np.zeros(TYPES, dtype=np.bool_)
         stores[[int(kind) for kind in INVALID_MFN_TYPES]] = True
-        self._seen = 0
+        self._seen = COMPILE_FROM if compiled else 0
         self._state = State(
             mid=mid,
             top=top,

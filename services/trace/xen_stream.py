@@ -28,6 +28,10 @@ from services.trace.xentrace import (
 
 BATCH: Final = 1 << 18
 """Memory events of one batch."""
+RECORDS: Final = 1 << 19
+"""Records of one call of the compiled loop, after which pages are given back."""
+WINDOWS: Final = 1 << 13
+"""Windows that are looked for at a time."""
 SLOTS: Final = 1 << 12
 """Event kinds, hypercalls and pairs of pcpu and domain that one trace may have."""
 
@@ -44,7 +48,7 @@ _numba: Any = numba
 
 def _njit(function: F) -> F:
     """Compiled when first called, and kept on disk."""
-    return _numba.njit(cache=True)(function)
+    return _numba.njit(cache=True, _nrt=False, forceinline=True)(function)
 
 
 Ints = npt.NDArray[np.int64]
@@ -78,11 +82,22 @@ class Totals(NamedTuple):
     cut: str
 
 
-class Stream:
-    """One pass over a trace: ``batches`` once, then ``totals``."""
+def keep(offset: int) -> None:
+    """Give nothing back: what was handed over is in memory anyway."""
+    del offset
 
-    def __init__(self, data: memoryview, source: str) -> None:
+
+class Stream:
+    """One pass over a trace: ``batches`` once, then ``totals``.
+
+    ``give_back`` is told of bytes from the start of the file that are not looked at for now.
+    """
+
+    def __init__(
+        self, data: memoryview, source: str, give_back: Callable[[int], None] = keep
+    ) -> None:
         self._source = source
+        self._give_back = give_back
         self._words: Words = np.frombuffer(data, dtype="<u4", count=len(data) // 4)
         self._size = len(data)
         windows, self._cut = self._windows()
@@ -116,12 +131,17 @@ class Stream:
                 self._buffer, self._names, self._counts, self._state,
             )  # fmt: skip
             self._check(code)
+            places = self._cursor[:, 0]
+            self._give_back(4 * int(places.min(initial=self._words.size)))
             rows = int(self._state[2])
             if rows:
                 event, domid, order, kind, gfn, mfn = (c[:rows].copy() for c in self._buffer)
                 self._state[2] = 0
                 yield Batch(event, domid, order, kind, gfn.view(np.uint64), mfn.view(np.uint64))
             if code == DONE:
+                for cpu, row in enumerate(self._cursor.tolist()):
+                    _end_call(self._cursor, cpu, self._names, self._counts)
+                    _end_run(self._cursor, cpu, row[2], self._names, self._counts)
                 return
 
     def totals(self) -> Totals:
@@ -162,32 +182,33 @@ class Stream:
             raise BadInputError(
                 f"{source}: offset 0: expected a cpu_change record of an xentrace binary, got {got}"
             )
-        rows: list[tuple[int, int, int]] = []
+        parts: list[Ints] = []
         place, cut = 0, ""
         while place + 3 <= words.size:
-            if words[place] != CPU_CHANGE_HEADER:
+            found: Ints = np.empty((WINDOWS, 3), dtype=np.int64)
+            nr, after = _find(words, place, found)
+            if not nr:
                 raise BadInputError(
                     f"{source}: offset {4 * place}: expected the cpu_change record of a window"
                 )
-            cpu, nr_bytes = int(words[place + 1]), int(words[place + 2])
-            end = place + 3 + nr_bytes // 4
-            rows.append((place + 3, min(end, words.size), cpu))
-            place = end
-        if place > words.size or (place < words.size) or self._size % 4:
-            start, _, cpu = rows[-1] if rows else (0, 0, 0)
-            if not rows:
-                raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
+            parts.append(found[:nr])
+            place = int(after)
+            self._give_back(min(4 * place, self._size))
+        if not parts:
+            raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
+        rows = np.concatenate(parts)
+        if place != words.size or self._size % 4:
+            start, _, cpu = rows[-1].tolist()
             whole = self._whole_end(start)
             if whole == 3:
                 raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
-            rows[-1] = (start, whole, cpu)
+            rows[-1, 1] = whole
             cut = (
                 f"{source}: offset {4 * whole}: truncated: "
                 f"{max(4 * place, self._size) - 4 * whole:,} bytes of pcpu {cpu}'s last window are "
                 "missing"
             )
-        array = np.array(rows, dtype=np.int64)
-        return (array[:, 0].copy(), array[:, 1].copy(), array[:, 2].copy()), cut
+        return (rows[:, 0].copy(), rows[:, 1].copy(), rows[:, 2].copy()), cut
 
     def _whole_end(self, place: int) -> int:
         """Where the last whole record from ``place`` on ends."""
@@ -235,6 +256,20 @@ _LOST: Final = LOST_RECORDS
 _RUNSTATE: Final = RUNSTATE_CHANGE
 _VMMCALL: Final = 0x0008_2012
 _CALLS: Final = (_VMMCALL, 0x0020_100D, 0x0020_200E)
+
+
+@_njit
+def _find(words: Any, place: Any, found: Any) -> Any:
+    """(windows found, where the next begins): first word, end and pcpu of each, from ``place``."""
+    nr = 0
+    while nr < len(found) and place + 3 <= len(words) and words[place] == CPU_CHANGE_HEADER:
+        end = place + 3 + np.int64(words[place + 2]) // 4
+        found[nr, 0] = place + 3
+        found[nr, 1] = min(end, len(words))
+        found[nr, 2] = words[place + 1]
+        nr += 1
+        place = end
+    return nr, place
 
 
 @_njit
@@ -352,10 +387,10 @@ def _merge(
     state: Any,
 ) -> int:
     """Records in order of time until the buffer is full or all are read."""
-    while True:
+    for _ in range(RECORDS):
         cpu, time = _next(words, starts, ends, queue, firsts, cursor)
         if cpu < 0:
-            break
+            return DONE
         if state[2] == buffer.shape[1]:
             return FULL
         place = cursor[cpu, 0]
@@ -395,7 +430,4 @@ def _merge(
             state[2] += 1
             if event == _P2M:
                 cursor[cpu, 7] += 1
-    for cpu in range(len(cursor)):
-        _end_call(cursor, cpu, names, counts)
-        _end_run(cursor, cpu, cursor[cpu, 2], names, counts)
-    return DONE
+    return FULL

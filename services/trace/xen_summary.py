@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from protocols.trace import MemEvent
 from services.trace.domains import EXTENT_EVENTS, LEAF_ORDERS, type_name
-from services.trace.frame import Column
 from services.trace.report import HYPERCALLS, SCHEMA, run_classes
-from services.trace.stats import groups
-from services.trace.superpages import GfnMap
-from services.trace.xen_stream import Batch, Stream
+from services.trace.superpages import GfnMaps
+from services.trace.xen_stream import Batch, Stream, keep
 
-IDLE_DOMID = 0x7FF0
+DOMID_SHIFT: Final = 48
+ORDER_SHIFT: Final = 32
+IDLE_DOMID: Final = 0x7FF0
 """From here on domids are Xen's own: DOMID_IDLE is 0x7fff."""
 
 
-def summarise(data: memoryview, source: str, *, cpu_hz: float) -> dict[str, Any]:
+def summarise(
+    data: memoryview, source: str, *, cpu_hz: float, give_back: Callable[[int], None] = keep
+) -> dict[str, Any]:
     """The report of a whole xentrace in one pass, as ``report`` without views.
 
     Raises:
         BadInputError: empty, foreign or inconsistent.
     """
-    stream = Stream(data, source)
-    domains: dict[int, _Domain] = {}
+    stream = Stream(data, source, give_back)
+    domains = _Domains()
     for batch in stream.batches():
-        for domid, rows in groups(batch.domid):
-            if domid >= 0:
-                domains.setdefault(domid, _Domain()).take(batch, rows)
+        domains.take(batch)
     totals = stream.totals()
     length = max(totals.span[1] - totals.span[0], 1)
     cpus = sorted({cpu for cpu, _ in totals.running})
@@ -45,7 +48,7 @@ def summarise(data: memoryview, source: str, *, cpu_hz: float) -> dict[str, Any]
         "header": {"cpus": len(cpus), "cut": totals.cut},
         "events": totals.events,
         "messages": {},
-        "domains": {str(domid): domains[domid].section() for domid in sorted(domains)},
+        "domains": domains.sections(),
         "hypercalls": {
             HYPERCALLS.get(number, str(number)): {
                 "count": count, "updates": updates, "runs": run_classes(classes),
@@ -67,53 +70,52 @@ def _pcpu(running: dict[int, int], length: int) -> dict[str, Any]:
     }
 
 
-class _Domain:
-    """What one domain adds up to; as large as the domain, whatever the trace's length."""
+class _Domains:
+    """What the domains add up to; as large as they are, whatever the trace's length."""
 
     def __init__(self) -> None:
-        self._map = GfnMap(LEAF_ORDERS["npt"])
-        self._updates = np.zeros((256, 256), dtype=np.int64)
-        self._events = {event: np.zeros(256, dtype=np.int64) for event in EXTENT_EVENTS}
-        self._splinters = self._faults = 0
-        self._shatters = self._map.shatters(np.zeros(0, dtype=np.uint8))
+        self._maps = GfnMaps(LEAF_ORDERS["npt"], compiled=True)
+        self._updates: Counter[int] = Counter()
+        self._events: Counter[int] = Counter()
 
-    def take(self, batch: Batch, rows: Column) -> None:
-        """The domain's rows of a batch, in order."""
-        event, order = batch.event[rows], batch.order[rows]
-        is_update = event == MemEvent.SET_P2M_ENTRY
-        updates = rows[is_update]
-        if len(updates):
-            orders, kinds = batch.order[updates], batch.type[updates]
-            np.add.at(self._updates, (orders & 0xFF, kinds & 0xFF), 1)
-            flags = self._map.apply(orders, kinds, batch.gfn[updates], batch.mfn[updates])
-            for step, nr in self._map.shatters(flags).items():
-                self._shatters[step] += nr
-        for kind in self._events:
-            self._events[kind] += np.bincount(order[event == kind] & 0xFF, minlength=256)
-        self._splinters += int(np.count_nonzero(event == MemEvent.POD_SUPERPAGE_SPLINTER))
-        self._faults += int(np.count_nonzero(event == MemEvent.NPF))
+    def take(self, batch: Batch) -> None:
+        """The events of a batch, in order."""
+        is_update = batch.event == MemEvent.SET_P2M_ENTRY
+        updates = np.flatnonzero(is_update)
+        domid, order, kind = (column[updates] for column in (batch.domid, batch.order, batch.type))
+        self._maps.apply(domid, order, kind, batch.gfn[updates], batch.mfn[updates])
+        _count(self._updates, domid << DOMID_SHIFT | (order & 0xFFFF) << ORDER_SHIFT | kind)
+        rest = np.flatnonzero(~is_update & (batch.domid >= 0))
+        order = batch.order[rest] & 0xFFFF
+        key = batch.domid[rest] << DOMID_SHIFT | order << ORDER_SHIFT
+        _count(self._events, key | batch.event[rest] & 0xFFFF)
 
-    def section(self) -> dict[str, Any]:
-        """As ``services.trace.domains`` makes it."""
-        leaves = self._map.leaves()
+    def sections(self) -> dict[str, Any]:
+        """As ``services.trace.domains`` makes them, by domid."""
+        keys = [*self._updates, *self._events]
+        domids = sorted({key >> DOMID_SHIFT for key in keys})
+        return {str(domid): self._section(domid) for domid in domids}
+
+    def _section(self, domid: int) -> dict[str, Any]:
+        leaves = self._maps.leaves(domid)
+        updates: dict[str, dict[str, int]] = {}
+        for order, kind, nr in _of(self._updates, domid):
+            updates.setdefault(str(order), {})[type_name(kind)] = nr
+        events = [(order, event, nr) for order, event, nr in _of(self._events, domid)]
         return {
-            "p2m_updates": {
-                str(order): {
-                    type_name(kind): int(self._updates[order, kind])
-                    for kind in np.flatnonzero(self._updates[order]).tolist()
-                }
-                for order in np.flatnonzero(self._updates.any(axis=1)).tolist()
-            },
+            "p2m_updates": updates,
             **{
-                name: {
-                    str(order): int(self._events[event][order])
-                    for order in np.flatnonzero(self._events[event]).tolist()
-                }
+                name: {str(order): nr for order, kind, nr in events if kind == event & 0xFFFF}
                 for event, name in EXTENT_EVENTS.items()
             },
-            "pod_superpage_splinter": self._splinters,
-            "nested_faults": self._faults,
-            "shatters": self._shatters,
+            **{
+                name: sum(nr for _, kind, nr in events if kind == event & 0xFFFF)
+                for event, name in (
+                    (MemEvent.POD_SUPERPAGE_SPLINTER, "pod_superpage_splinter"),
+                    (MemEvent.NPF, "nested_faults"),
+                )
+            },
+            "shatters": self._maps.shatters(domid),
             "final_extents": {
                 str(order): {type_name(kind): nr << order for kind, nr in kinds.items()}
                 for order, kinds in leaves.items()
@@ -123,3 +125,17 @@ class _Domain:
                 for order, kinds in leaves.items()
             },
         }
+
+
+def _count(counts: Counter[int], keys: npt.NDArray[np.int64]) -> None:
+    found, numbers = np.unique(keys, return_counts=True)
+    counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+
+
+def _of(counts: Counter[int], domid: int) -> list[tuple[int, int, int]]:
+    """(order, type or event, count) of a domain, ascending."""
+    return [
+        (key >> ORDER_SHIFT & 0xFFFF, key & 0xFFFF_FFFF, nr)
+        for key, nr in sorted(counts.items())
+        if key >> DOMID_SHIFT == domid
+    ]
