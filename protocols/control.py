@@ -103,4 +103,3 @@ class WalkerSnapshotReply(Message, frozen=True, tag="snapshot_walker_reply"):
     mfns: bytes
     orders: bytes
     frame_mfns: bytes
-
