@@ -136,25 +136,31 @@ class Shard:
 
     def _pump_taped(self, envelopes: list[Envelope], tape: Tape) -> None:
         """As ``_pump``, and every step is on the tape."""
-        now = tape.now()
-        queue = deque((envelope, now) for envelope in envelopes)
+        me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
+        record = self._config.record
+        queue = deque(envelopes)
+        # What came in a batch came at once; what is sent here comes when it is sent.
+        received, nr_received = tape.now(), len(envelopes)
         while queue:
-            envelope, received = queue.popleft()
-            host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
-            if self._config.record:
+            envelope = queue.popleft()
+            nr_received -= 1
+            host = hosts.get(envelope.dst) or self._host(envelope.dst)
+            if record:
                 self._recorded.append((self._now(), envelope))
-            began = tape.begin(envelope, received)
+            began = tape.begin(envelope, received if nr_received >= 0 else NEVER)
             caused = host.deliver(envelope)
             tape.end(envelope, began)
             for out in caused:
-                peer = self._locate(out.dst)
-                if peer == self._config.me:
+                peer = route.get(out.dst)
+                if peer is None:
+                    peer = self._locate(out.dst)
+                if peer == me:
                     self._kinds[type(out.body)] += 1
-                    queue.append((out, NEVER))
+                    queue.append(out)
                 elif peer == CLIENT_SHARD:
                     self._replies.append(out)
                 else:
-                    self._links[peer].pending.append(out)
+                    links[peer].pending.append(out)
 
     def _flush(self) -> None:
         for peer, link in self._links.items():
