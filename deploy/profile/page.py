@@ -12,12 +12,15 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
+from deploy.profile.curves import Curves, curves
 from protocols.trace import EVENT_NAMES, ID_SHIFT, NO_GFN
 from services.trace.critical import Chains, slowest, tree
-from services.trace.domains import LEAF_ORDERS, TYPE_NAMES
-from services.trace.frame import Column, Frame, Trace
+from services.trace.domains import TYPE_NAMES
+from services.trace.frame import Column, Trace
+from services.trace.populates import populates
 from services.trace.report import HYPERCALLS
-from services.trace.superpages import GfnMaps
+from services.trace.stats import groups, services
+from services.trace.superpages import Flags
 
 MESSAGES_MAX: Final = 150_000
 """Messages that a page holds; of a longer trace the slowest hypercalls whole, and a sample."""
@@ -26,11 +29,13 @@ WHOLE_TREES: Final = 2000
 TREE_MAX: Final = 400
 UPDATES_MAX: Final = 150_000
 EVENTS_MAX: Final = 50_000
+CALLS_MAX: Final = 50_000
+DOMID_BITS: Final = 32
 SPANS_MAX: Final = 60_000
 ASSETS: Final = "deploy.profile.assets"
 SCRIPTS: Final = (
-    "data", "words", "plot", "sight", "overview", "domain", "heat", "fleet", "kinds", "paths",
-    "contention", "xen", "lists", "sequence", "main",
+    "data", "words", "plot", "sight", "curves", "overview", "domain", "heat", "fleet", "kinds",
+    "paths", "contention", "xen", "lists", "sequence", "main",
 )  # fmt: skip
 """In the order in which they need one another."""
 WIDTHS: Final = ((1, "<u1"), (2, "<u2"), (4, "<u4"))
@@ -73,8 +78,8 @@ class Block:
 
 def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
     """Write the page of a trace and of what ``services.trace.report.report`` says of it."""
-    rows = chosen_messages(trace)
-    flags = shatter_flags(trace, report)
+    rows, stands = chosen_messages(trace)
+    found = curves(trace, report)
     block = Block()
     data = {
         "report": report,
@@ -83,9 +88,13 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
         "types": TYPE_NAMES,
         "events": {str(int(event)): name for event, name in EVENT_NAMES.items()},
         "hypercalls": {str(number): name for number, name in HYPERCALLS.items()},
-        "flagged": flags is not None,
-        "messages": _messages(trace, rows, block),
-        "updates": _updates(trace, rows, flags, block),
+        "flagged": found.flags is not None,
+        "broken": 0 if found.flags is None else int(np.count_nonzero(found.flags)),
+        "orders": found.orders,
+        "messages": _messages(trace, rows, stands, block),
+        "updates": _updates(trace, rows, found.flags, block),
+        "steps": _steps(found, block),
+        "calls": _calls(trace, block),
         "memory": _events(trace, block),
         "running": _running(trace, block),
     }
@@ -105,11 +114,16 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
     file.write(page)
 
 
-def chosen_messages(trace: Trace) -> Column:
-    """Rows of the messages that the page holds, by the time when their handling began."""
+def chosen_messages(trace: Trace) -> tuple[Column, Column]:
+    """Rows of the messages that the page holds, by the time when their handling began.
+
+    With it how many messages each stands for: itself, and those of its kind to the same service for
+    the same domain that are left out before it.
+    """
     m = trace.messages
+    by_time = np.argsort(m["started"], kind="stable")
     if m.rows <= MESSAGES_MAX:
-        return np.argsort(m["started"], kind="stable")
+        return by_time, np.ones(m.rows, dtype=np.int64)
     chains = Chains(trace)
     keep = np.zeros(m.rows, dtype=np.bool_)
     left = MESSAGES_MAX // 2
@@ -119,9 +133,46 @@ def chosen_messages(trace: Trace) -> Column:
         found = tree(chains, request, TREE_MAX)
         left -= len(found)
         keep[found] = True
-    keep[:: -(-m.rows // (MESSAGES_MAX - int(np.count_nonzero(keep))))] = True
-    rows = np.flatnonzero(keep)
-    return rows[np.argsort(m["started"][rows], kind="stable")]
+    spread(keep, MESSAGES_MAX - int(np.count_nonzero(keep)))
+    names, numbers = services(trace.names)
+    kinds = m["kind"].astype(np.int64) * len(names) + numbers[m["dst"]]
+    keys = kinds << DOMID_BITS | (m["domid"].astype(np.int64) + 1)
+    rows, stands = standing(keys[by_time], keep[by_time])
+    return by_time[rows], stands
+
+
+def spread(keep: Column, nr: int) -> None:
+    """Keep so many more rows, evenly spread over those that are not kept yet."""
+    rest = np.flatnonzero(~keep)
+    nr = min(nr, len(rest))
+    keep[rest[np.arange(nr) * len(rest) // max(nr, 1)]] = True
+
+
+def standing(keys: Column, keep: Column) -> tuple[Column, Column]:
+    """The rows to keep, with the last of each key, and how many rows each stands for.
+
+    Those of its key that are left out before it, and itself: so counts of many rows are right.
+    """
+    keep = keep.copy()
+    stands = np.zeros(len(keys), dtype=np.int64)
+    for _, rows in groups(keys):
+        keep[rows[-1]] = True
+        kept = np.flatnonzero(keep[rows])
+        stands[rows[kept]] = np.diff(kept, prepend=-1)
+    return np.flatnonzero(keep), stands[keep]
+
+
+def chosen(keys: Column, most: int, first: Column | None = None) -> tuple[Column, Column]:
+    """At most about ``most`` rows, as ``standing``; those of ``first`` before any others."""
+    nr = len(keys)
+    if nr <= most:
+        return np.arange(nr), np.ones(nr, dtype=np.int64)
+    keep = np.zeros(nr, dtype=np.bool_)
+    if first is not None:
+        rare = np.flatnonzero(first)
+        keep[rare[:: max(1, -(-2 * len(rare) // most))]] = True
+    spread(keep, most - int(np.count_nonzero(keep)))
+    return standing(keys, keep)
 
 
 def table_rows(ids: Column, wanted: Column) -> Column:
@@ -134,34 +185,7 @@ def table_rows(ids: Column, wanted: Column) -> Column:
     return np.where((ids[found] == wanted) & (wanted > 0), found + 1, 0)
 
 
-def shatter_flags(trace: Trace, report: dict[str, Any]) -> Column | None:
-    """Flags of GfnMaps of every update; None where the report, which saw more, counts otherwise.
-
-    A part of a trace does not say what was mapped before it, so its updates may break leaves that
-    they do not know of.
-    """
-    u = trace.updates
-    paging = str(trace.header.get("host", {}).get("paging", "npt"))
-    maps = GfnMaps(LEAF_ORDERS[paging], ept=paging == "ept")
-    flags = maps.apply(u["domid"], u["order"], u["type"], u["gfn"], u["mfn"])
-    for domid, section in report.get("domains", {}).items():
-        if section.get("shatters") != maps.shatters(int(domid)):
-            return None
-    return flags
-
-
-def chosen_updates(updates: Frame, flags: Column | None, most: int) -> Column:
-    """Rows of at most about ``most`` updates: those that shatter, and every n-th of the others."""
-    step = max(1, -(-updates.rows // most))
-    keep = np.zeros(updates.rows, dtype=np.bool_)
-    keep[::step] = True
-    if flags is not None:
-        broke = np.flatnonzero(flags)
-        keep[broke[:: max(1, -(-len(broke) // most))]] = True
-    return np.flatnonzero(keep)
-
-
-def _messages(trace: Trace, rows: Column, block: Block) -> dict[str, Any]:
+def _messages(trace: Trace, rows: Column, stands: Column, block: Block) -> dict[str, Any]:
     """The chosen messages; causes, parents and requests as rows among them, from 1."""
     m = trace.messages
     ids = m["id"][rows]
@@ -174,6 +198,7 @@ def _messages(trace: Trace, rows: Column, block: Block) -> dict[str, Any]:
         "parent": table_rows(ids, m["parent"][rows]),
         "asked": table_rows(ids, m["reply_to"][rows]),
         "isReply": m["reply_to"][rows] > 0,
+        "stands": stands,
         "transit": m["received"][rows] - m["sent"][rows],
         "queue": started - m["received"][rows],
         "lasted": np.where(ended >= 0, ended - started + 1, 0),
@@ -186,10 +211,38 @@ def _messages(trace: Trace, rows: Column, block: Block) -> dict[str, Any]:
     return block.table(columns, m.rows)
 
 
-def _updates(trace: Trace, messages: Column, flags: Column | None, block: Block) -> dict[str, Any]:
+def _steps(found: Curves, block: Block) -> dict[str, Any]:
+    """What domains had mapped: leaves by order, which is the name of the column."""
+    names = ("time", "domid", *(str(order) for order in found.orders))
+    columns: dict[str, Column] = dict(zip(names, found.steps.T, strict=True))
+    return block.table(columns, found.nr_steps)
+
+
+def _calls(trace: Trace, block: Block) -> dict[str, Any]:
+    """The populate_physmap calls; ``fell``: the next one of the domain asks for a smaller order."""
+    parts = [
+        np.stack((
+            each.started, np.full(len(each.started), domid), each.order, each.asked, each.done,
+            np.append((each.done < each.asked)[:-1] & (each.order[1:] < each.order[:-1]), False),
+        ))
+        for domid, each in populates(trace, None).items()
+    ]  # fmt: skip
+    names = ("time", "domid", "order", "asked", "done", "fell")
+    table = np.concatenate(parts, axis=1) if parts else np.zeros((len(names), 0), dtype=np.int64)
+    table = table[:, np.argsort(table[0], kind="stable")]
+    rows, stands = chosen(table[1], CALLS_MAX, table[-1].astype(np.uint8))
+    columns: dict[str, Column] = dict(zip(names, table[:, rows], strict=True))
+    return block.table({**columns, "stands": stands}, table.shape[1])
+
+
+def _updates(trace: Trace, messages: Column, flags: Flags | None, block: Block) -> dict[str, Any]:
     """Updates, all that shattered something first of all; ``by``: who made each, from 1."""
     u = trace.updates
-    rows = chosen_updates(u, flags, UPDATES_MAX)
+    by_time = np.argsort(u["time"], kind="stable")
+    rows, stands = chosen(
+        u["domid"][by_time], UPDATES_MAX, None if flags is None else flags[by_time]
+    )
+    rows = by_time[rows]
     cause = u["cause"][rows]
     if trace.messages.rows:
         by = table_rows(trace.messages["id"][messages], cause)
@@ -201,6 +254,7 @@ def _updates(trace: Trace, messages: Column, flags: Column | None, block: Block)
     }
     columns["mfn"] = np.where(mfn == np.uint64((1 << 64) - 1), 0, mfn + np.uint64(1))
     columns["by"] = by
+    columns["stands"] = stands
     columns["shatters"] = np.zeros(len(rows)) if flags is None else flags[rows]
     return block.table(columns, u.rows)
 
@@ -220,12 +274,18 @@ def _hypercall_of(trace: Trace) -> Column:
 
 def _events(trace: Trace, block: Block) -> dict[str, Any]:
     e = trace.events
-    rows = np.arange(0, e.rows, max(1, -(-e.rows // EVENTS_MAX)))
+    by_time = np.argsort(e["time"], kind="stable")
+    # An event of each kind and domain stands for others of the same.
+    _, codes = np.unique(e["event"], return_inverse=True)
+    keys = (e["domid"].astype(np.int64) + 1) << 8 | codes
+    rows, stands = chosen(keys[by_time], EVENTS_MAX)
+    rows = by_time[rows]
     columns: dict[str, Column] = {
         name: e[name][rows] for name in ("time", "event", "domid", "order", "cpu")
     }
     gfn = e["gfn"][rows]
     columns["gfn"] = np.where(gfn == np.uint64(NO_GFN), 0, gfn + np.uint64(1))
+    columns["stands"] = stands
     return block.table(columns, e.rows)
 
 

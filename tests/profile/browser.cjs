@@ -28,7 +28,8 @@ const { chromium: browserType } = require(playwright);
   tab.on("request", (request) => { if (request.url() !== url) requests.push(request.url()); });
   const begun = Date.now();
   await tab.goto(url + (first.hash || ""));
-  await tab.waitForFunction("window.__ready !== undefined", { timeout: 20000 });
+  await tab.waitForFunction("window.__ready !== undefined", undefined, { timeout: 20000 })
+    .catch((error) => { throw new Error([error.message, ...errors].join("\n")); });
   const ready = await tab.evaluate("window.__ready");
   for (const step of steps) {
     if (step.do === "drag") {

@@ -22,6 +22,7 @@ from services.trace.frame import Trace
 from services.trace.report import report
 from services.trace.select import Selection
 from services.trace.sequence import mermaid
+from services.trace.superpages import GfnMap
 
 HERE = Path(__file__).parent
 CAPTURES = HERE.parent / "data" / "traces"
@@ -111,8 +112,9 @@ def test_names_from_outside_stay_text(own, tmp_path):
 
 def test_a_long_trace_is_cut_to_the_slowest_and_a_sample(own, monkeypatch):
     monkeypatch.setattr(page_module, "MESSAGES_MAX", 60)
-    rows = chosen_messages(own)
-    assert 30 <= len(rows) <= 90
+    rows, stands = chosen_messages(own)
+    assert stands.sum() == own.messages.rows
+    assert 60 <= len(rows) < own.messages.rows // 2
     assert len(set(rows.tolist())) == len(rows)
     started = own.messages["started"][rows]
     assert (np.diff(started) >= 0).all()
@@ -236,6 +238,83 @@ def test_zoom_moves_every_view(own, browse):
     assert before == back
     assert int(after.split()[0].replace(",", "")) < int(before.split()[0].replace(",", ""))
     assert " to " in heading
+
+
+ZOOM = {"do": "drag", "on": "#overview-plot", "from": 0.495, "to": 0.545}
+MEMORY = look(
+    "({edges: [...memoryShown.edges], mapped: Object.fromEntries(Object.entries(memoryShown.mapped)"
+    ".map(([order, values]) => [order, [...values]])), span: [state.t0, state.t1]})"
+)
+
+
+@pytest.mark.slow
+def test_the_whole_picture_is_what_the_report_says(browse):
+    trace = open_trace(CAPTURE)
+    said = report(trace)["domains"]["3"]["series"]
+    mapped, lanes = browse(
+        trace, {"do": "window"},
+        look(f"levelsAt(levels(-1), {json.dumps(said['edges'])}, false).mapped"),
+        look("Object.fromEntries(memoryShown.strips.map(name => [name, "
+             "memoryShown.lanes[name].values.reduce((a, b) => a + b, 0)]))"),
+    )  # fmt: skip
+    assert {order: list(values.values()) for order, values in mapped.items()} == said["mapped"]
+    assert lanes == {
+        name: sum(said[name]) for name in (
+            "shatters", "updates", "nested_faults", "pod_populate", "pod_splinter", "pod_reclaim",
+        )
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_zoomed_in_each_step_is_where_it_happened(browse):
+    trace = open_trace(CAPTURE)
+    shown, updates = browse(
+        trace, {"do": "window"}, ZOOM, MEMORY,
+        look("[...memoryShown.lanes.updates.values].filter(n => n).length"),
+    )  # fmt: skip
+    u = trace.updates
+    first, last = shown["span"]
+    map_ = GfnMap((0, 9, 18))
+    done, tops = 0, []
+    for begin in shown["edges"][:-1]:
+        upto = int(np.searchsorted(u["time"], begin, side="right"))
+        part = slice(done, upto)
+        map_.apply(u["order"][part], u["type"][part], u["gfn"][part], u["mfn"][part])
+        done = upto
+        tops.append(map_.frames())
+    assert shown["mapped"] == {
+        str(order): [each.get(order, 0) for each in tops] for order in (0, 9)
+    }
+    inside = np.unique(u["time"][(u["time"] >= first) & (u["time"] <= last)])
+    assert sorted({first, *inside.tolist(), last}) == shown["edges"]
+    assert len(inside) > 200
+    assert updates > 20
+
+
+@pytest.mark.slow
+def test_a_page_with_a_sample_counts_all(own, browse, monkeypatch):
+    """Rows stand for those left out before them, so zoomed views count every record."""
+    for name, most in (("MESSAGES_MAX", 150), ("UPDATES_MAX", 50), ("EVENTS_MAX", 60)):
+        monkeypatch.setattr(page_module, name, most)
+    whole = look("Object.values(figuresInSight('messages').figures).map(each => each.count)")
+    held_, lanes, all_kinds, mine, map_ = browse(
+        own, {"do": "window"}, look("[M.rows, U.rows, E.rows]"),
+        look("[sum(memoryShown.lanes.updates.values), sum(memoryShown.lanes.shatters.values),"
+             " sum(memoryShown.lanes.nested_faults.values)]"),
+        whole, {"do": "select", "on": "#domid", "value": "1"}, whole,
+        look("map.rows.reduce((n, row) => n + row.cells.reduce((a, b) => a + b, 0), 0)"),
+    )  # fmt: skip
+    said = report(own)
+    assert held_[0] < own.messages.rows
+    assert held_[1] < own.updates.rows
+    assert held_[2] < own.events.rows
+    series = [each["series"] for each in said["domains"].values()]
+    assert lanes == [
+        sum(sum(each[name]) for each in series) for name in ("updates", "shatters", "nested_faults")
+    ]
+    assert sum(all_kinds) == own.messages.rows
+    assert sum(mine) == np.count_nonzero(own.messages["domid"] == 1)
+    assert map_ == np.count_nonzero(own.updates["domid"] == 1)
 
 
 @pytest.mark.slow

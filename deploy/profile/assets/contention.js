@@ -20,8 +20,8 @@ function drawContention() {
   drawFairness(c.fairness);
 }
 function drawQueues() {
-  $("queues").hidden = !M.complete;
-  if (!M.complete) return;
+  $("queues").hidden = !M.rows;
+  if (!M.rows) return;
   queues = queuesInSight();
   const p = canvas("queues-plot", { right: 10 }), layers = queues.layers.map(([name, values], i) => [colour(name, i), values]);
   timeAxis(p);

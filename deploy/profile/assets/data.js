@@ -12,6 +12,8 @@ let R; // the report
 let M; // messages, by the time when their handling began
 let U; // p2m updates
 let E; // other events
+let S; // what each domain had mapped, from each time on
+let C; // populate_physmap calls
 let P; // who ran on which pcpu
 let domids;
 
@@ -60,8 +62,10 @@ async function readData() {
   R = D.report;
   R.domains = R.domains || {};
   R.messages = R.messages || {};
-  [M, U, E, P] = [D.messages, D.updates, D.memory, D.running].map((each) => table(each, block));
+  [M, U, E, P, S, C] = [D.messages, D.updates, D.memory, D.running, D.steps, D.calls].map((each) => table(each, block));
   domids = Object.keys(R.domains).sort((a, b) => a - b);
+  const broken = U.shatters.reduce((n, flags) => n + (flags ? 1 : 0), 0);
+  U.brokeEach = broken ? D.broken / broken : 0; // how many shatters one of this page stands for
   R.span = R.span || [0, 1];
   if (R.span[1] <= R.span[0]) R.span[1] = R.span[0] + 1;
   [state.t0, state.t1] = R.span;
@@ -75,6 +79,18 @@ function rowOf(id) {
   for (let i = 0; i < M.rows; i++) if (M.seq[i] === number && M.src[i] === src) return i;
   return NONE;
 }
+// How many of ascending `times` are before t; with `through` those at t, too.
+function nrBefore(times, t, through = false) {
+  let a = 0, b = times.length;
+  while (a < b) {
+    const middle = (a + b) >> 1;
+    if (times[middle] < t || (through && times[middle] === t)) a = middle + 1; else b = middle;
+  }
+  return a;
+}
+// The rows of ascending `times` that are in sight: [first, end).
+const rowsInSight = (times) => [nrBefore(times, state.t0), nrBefore(times, state.t1, true)];
+const chosenDomid = () => (state.domid === "" ? NONE : Number(state.domid));
 const idOf = (i) => `${D.names[M.src[i]]}#${M.seq[i]}`;
 const sentAt = (i) => M.started[i] - M.queue[i] - M.transit[i];
 const endedAt = (i) => (M.lasted[i] ? M.started[i] + M.lasted[i] - 1 : M.started[i]);

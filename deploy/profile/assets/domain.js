@@ -1,51 +1,32 @@
 // Memory over time by leaf order with the share in superpages, and what happened to it below.
 
-const STRIPS = [
-  ["shatters", "shatters", "red"], ["updates", "p2m updates", "sky"], ["populate_calls", "populate calls", "green"],
-  ["extents", "extents", "green"], ["nested_faults", "nested faults", "pink"], ["pod_populate", "PoD populated", "blue"],
-  ["pod_splinter", "PoD splintered", "red"], ["pod_reclaim", "PoD reclaimed", "orange"],
-];
-const STRIP_HEIGHT = 19;
-const cached = {};
+const STRIPS = {
+  shatters: ["shatters", "red"], updates: ["p2m updates", "sky"], populate_calls: ["populate calls", "green"],
+  extents: ["extents", "green"], fallbacks: ["fallbacks in the ladder", "red"], nested_faults: ["nested faults", "pink"],
+  pod_populate: ["PoD populated", "blue"], pod_splinter: ["PoD splintered", "red"], pod_reclaim: ["PoD reclaimed", "orange"],
+};
+const STRIP_HEIGHT = 19, LANE_PIXELS = 2, STEPS_DRAWN = 4000;
+let memoryShown = null; // what was drawn last, for the tip
 
-// The series of the domain that is chosen, or of all together.
-function seriesShown() {
-  const key = state.domid || "all";
-  if (cached[key] !== undefined) return cached[key];
-  if (state.domid) return (cached[key] = (R.domains[state.domid] || {}).series || null);
-  const sections = Object.values(R.domains).map((d) => d.series).filter(Boolean);
-  if (!sections.length) return (cached[key] = null);
-  const nr = sections[0].edges.length - 1, made = { edges: sections[0].edges, mapped: {} };
-  for (const s of sections) for (const [order, values] of Object.entries(s.mapped)) {
-    const out = (made.mapped[order] = made.mapped[order] || new Float64Array(nr));
-    for (let i = 0; i < nr; i++) out[i] += values[i];
-  }
-  const orders = Object.entries(made.mapped);
-  made.coverage = Array.from({ length: nr }, (_, i) => {
-    let large = 0, every = 0;
-    for (const [order, values] of orders) { every += values[i]; if (order >= 9) large += values[i]; }
-    return every ? large / every : 0;
-  });
-  for (const [name] of STRIPS) made[name] = (seriesSum(name) || { values: [] }).values;
-  return (cached[key] = made);
-}
 function drawDomain() {
-  const s = seriesShown();
-  $("domain").hidden = !s;
-  if (!s) return;
-  $("domain-name").textContent = state.domid ? domainName(state.domid) : domids.length === 1 ? domainName(domids[0]) : `all ${domids.length} domains`;
-  const strips = STRIPS.filter(([name]) => s[name] && s[name].some((v) => v));
+  $("domain").hidden = !reportedSeries().length;
+  if ($("domain").hidden) { memoryShown = null; return; }
+  $("domain-name").textContent = state.domid ? domainName(state.domid) : domids.length === 1 ? domainName(domids[0]) : `all ${count(domids.length)} domains`;
+  const strips = lanesUsed();
   $("domain-plot").style.height = `${182 + BOTTOM + strips.length * STRIP_HEIGHT}px`;
-  const whole = canvas("domain-plot"), p = { ...whole, bottom: 176 };
-  const orders = Object.keys(s.mapped).sort((a, b) => b - a), layers = orders.map((o) => [colour(o), s.mapped[o]]);
+  const whole = canvas("domain-plot"), p = { ...whole, bottom: 176 }, wide = Math.max(40, Math.floor(p.right - p.left));
+  const shown = memoryInSight(STEPS_DRAWN, wide), lanes = lanesInSight(evenEdges(Math.floor(wide / LANE_PIXELS)));
+  memoryShown = { ...shown, share: shareOf(shown), lanes, strips };
+  const orders = Object.keys(shown.mapped).sort((a, b) => b - a), layers = orders.map((o) => [colour(o), shown.mapped[o]]);
+  const axis = scale(highest(layers, shown.edges) || 256, { step: binaryStep });
   timeAxis(whole);
-  valueAxis(p, scale(highest(layers, s.edges) || 256, { step: binaryStep }), memory);
-  const { top } = scale(highest(layers, s.edges) || 256, { step: binaryStep });
-  stacked(p, s.edges, layers, top, true);
-  if (layers.length) drawCoverage(p, s);
-  marks(p, s.edges, s.shatters, p.top - 7, colours.red);
-  strips.forEach(([name, words, c], i) => drawStrip(whole, s, name, words, colours[c], p.bottom + 6 + i * STRIP_HEIGHT));
+  valueAxis(p, axis, memory);
+  stacked(p, shown.edges, layers, axis.top, true);
+  if (layers.length) drawShare(p, shown.edges, memoryShown.share);
+  if (lanes.shatters) marks(p, lanes.shatters.edges, lanes.shatters.values, p.top - 7, colours.red);
+  strips.forEach((name, i) => drawStrip(whole, name, lanes[name], p.bottom + 6 + i * STRIP_HEIGHT));
   legend("domain-legend", [...orders.map((o) => [orderName(o), colour(o)]), ["share in superpages", colours.ink], ["▼ shatters", colours.red]]);
+  $("domain-title").textContent = strips.length ? `mapped, by leaf order; lanes in bins of ${time(binWidth(lanes))}` : "mapped, by leaf order";
   if (!layers.length) {
     whole.g.fillStyle = colours.dim;
     whole.g.textAlign = "center";
@@ -53,21 +34,21 @@ function drawDomain() {
   }
   drawDomainFacts();
 }
-function drawCoverage(p, s) {
+function drawShare(p, edges, share) {
   const { g } = p;
-  stepLine(p, s.edges, s.coverage, 1.02, colours.card, 4);
-  stepLine(p, s.edges, s.coverage, 1.02, colours.ink, 1.6);
+  stepLine(p, edges, share, 1.02, colours.card, 4);
+  stepLine(p, edges, share, 1.02, colours.ink, 1.6);
   g.fillStyle = colours.dim;
   g.textAlign = "left";
-  for (const share of [0, 0.5, 1]) g.fillText(`${100 * share} %`, p.right + 6, p.bottom - (share / 1.02) * (p.bottom - p.top));
+  for (const part of [0, 0.5, 1]) g.fillText(`${100 * part} %`, p.right + 6, p.bottom - (part / 1.02) * (p.bottom - p.top));
 }
-function drawStrip(p, s, name, words, c, top) {
-  const lane = { ...p, top: top + 3, bottom: top + STRIP_HEIGHT - 1 };
-  const most = highest([[c, s[name]]], s.edges);
+function drawStrip(p, name, { edges, values }, top) {
+  const lane = { ...p, top: top + 3, bottom: top + STRIP_HEIGHT - 1 }, [words, c] = STRIPS[name];
+  const most = highest([[c, values]], edges);
   p.g.strokeStyle = colours.line;
   p.g.lineWidth = 1;
   p.g.beginPath(); p.g.moveTo(p.left, lane.bottom + 0.5); p.g.lineTo(p.right, lane.bottom + 0.5); p.g.stroke();
-  if (most) stacked(lane, s.edges, [[c, s[name]]], most, false);
+  if (most) stacked(lane, edges, [[colours[c], values]], most, false);
   p.g.fillStyle = colours.dim;
   p.g.textAlign = "left";
   p.g.fillText(shortCount(most), p.right + 6, lane.bottom - 5);
@@ -80,12 +61,14 @@ function drawStrip(p, s, name, words, c, top) {
   p.g.fillText(words, p.left + 5, lane.top + 7);
 }
 function domainTip(t) {
-  const s = seriesShown();
-  if (!s) return "";
-  const i = binAt(s.edges, t), words = [`at ${moment(t)}`];
-  for (const o of Object.keys(s.mapped).sort((a, b) => b - a)) words.push(`${orderName(o)} ${memory(s.mapped[o][i])}`);
-  words.push(`${percent(s.coverage[i])} in superpages`);
-  for (const [name, what] of STRIPS) if (s[name] && s[name][i]) words.push(`${what} ${count(s[name][i])}`);
+  if (!memoryShown) return "";
+  const { edges, mapped, share, lanes, strips } = memoryShown, i = binAt(edges, t), words = [`at ${moment(t)}`];
+  for (const o of Object.keys(mapped).sort((a, b) => b - a)) words.push(`${orderName(o)} ${memory(mapped[o][i])}`);
+  words.push(Number.isNaN(share[i]) ? "nothing is mapped" : `${percent(share[i])} in superpages`);
+  for (const name of strips) {
+    const lane = lanes[name], n = lane.values[binAt(lane.edges, t)];
+    if (n) words.push(`${STRIPS[name][0]} ${count(n)}`);
+  }
   return words.join("\n");
 }
 function drawDomainFacts() {

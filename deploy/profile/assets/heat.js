@@ -1,6 +1,6 @@
 // Where: gfns over time of one domain, or domains over time of many.
 
-const BANDS = 64;
+const BANDS = 64, MAP_BINS = 240, DOMAIN_ROWS = 120;
 const SMALLEST = 8; // gfns of a band, inside one superpage
 let map = null; // what was drawn last: bands from below, each with what it stands for
 
@@ -21,14 +21,16 @@ function busiestAt(gfn) {
   busiest.set(base, best ? String(best[0]) : domids[0] || "");
   return busiest.get(base);
 }
-const weightOf = (i) => (state.metric === "shatters" ? (U.shatters[i] ? 1 : 0) : 1);
-const countable = () => U.complete && (state.metric === "updates" || D.flagged);
+const weightOf = (i) => (state.metric !== "shatters" ? U.stands[i] : U.shatters[i] ? U.brokeEach : 0);
+const countable = () => state.metric === "updates" || D.flagged;
 
 // gfns at which bands begin, and their end: equally many of the superpages that are used.
 const bandCache = new Map();
 function bandEdges(domid) {
   const key = `${domid} ${state.g0} ${state.g1}`;
   if (bandCache.has(key)) return bandCache.get(key);
+  const { heat } = R.domains[domid] || {};
+  if (heat && state.g0 < 0) return heat.gfn_edges;
   const used = new Set(), number = Number(domid);
   for (let i = 0; i < U.rows; i++) {
     if (U.domid[i] !== number) continue;
@@ -56,28 +58,38 @@ function mapOfGfns(domid) {
   }
   const limits = bandEdges(domid);
   if (limits.length < 2) return null;
-  const edges = evenEdges(200), nr = edges.length - 1, per = nr / (state.t1 - state.t0), number = Number(domid);
-  const rows = limits.slice(0, -1).map((low, i) => ({ low, high: limits[i + 1], cells: new Float64Array(nr) }));
-  for (let i = 0; i < U.rows; i++) {
-    if (U.domid[i] !== number || U.time[i] < state.t0 || U.time[i] > state.t1) continue;
-    const gfn = U.gfn[i];
-    if (gfn < limits[0] || gfn >= limits[limits.length - 1]) continue;
-    rows[binAt(limits, gfn)].cells[Math.min(nr - 1, Math.floor((U.time[i] - state.t0) * per))] += weightOf(i);
-  }
+  const edges = evenEdges(MAP_BINS), rows = limits.slice(0, -1).map((low, i) => ({ low, high: limits[i + 1], cells: new Float64Array(edges.length - 1) }));
+  const number = Number(domid), lowest = limits[0], end = limits[limits.length - 1];
+  fillMap(edges, (i) => (U.domid[i] === number && U.gfn[i] >= lowest && U.gfn[i] < end ? rows[binAt(limits, U.gfn[i])] : null));
   return { domid, edges, rows };
 }
-function mapOfDomains() {
-  const shown = domids.filter((d) => R.domains[d].series);
-  if (!shown.length) return null;
-  if (!countable() || isWhole()) return { domid: "", edges: R.domains[shown[0]].series.edges, rows: shown.map((d) => ({ of: d, cells: R.domains[d].series[state.metric] })) };
-  const edges = evenEdges(200), nr = edges.length - 1, per = nr / (state.t1 - state.t0);
-  const rows = shown.map((d) => ({ of: d, cells: new Float64Array(nr) })), byDomid = new Map(rows.map((row) => [Number(row.of), row]));
-  for (let i = 0; i < U.rows; i++) {
-    if (U.time[i] < state.t0 || U.time[i] > state.t1) continue;
-    const row = byDomid.get(U.domid[i]);
-    if (row) row.cells[Math.min(nr - 1, Math.floor((U.time[i] - state.t0) * per))] += weightOf(i);
+function fillMap(edges, rowFor) {
+  const nr = edges.length - 1, per = nr / (state.t1 - state.t0), [first, end] = rowsInSight(U.time);
+  for (let i = first; i < end; i++) {
+    const weight = weightOf(i), row = weight ? rowFor(i) : null;
+    if (row) row.cells[Math.min(nr - 1, Math.floor((U.time[i] - state.t0) * per))] += weight;
   }
+}
+// A row a domain, or a few neighbours where there are more domains than pixels.
+function mapOfDomains() {
+  const shown = domids.filter((d) => R.domains[d].series), each = Math.ceil(shown.length / DOMAIN_ROWS);
+  if (!shown.length) return null;
+  const edges = countable() ? evenEdges(MAP_BINS) : R.domains[shown[0]].series.edges, rows = [], byDomid = new Map();
+  shown.forEach((d, at) => {
+    if (at % each === 0) rows.push({ of: d, domids: [], cells: new Float64Array(edges.length - 1) });
+    const row = rows[rows.length - 1];
+    row.domids.push(d);
+    byDomid.set(Number(d), row);
+    if (!countable()) R.domains[d].series[state.metric].forEach((n, i) => (row.cells[i] += n));
+  });
+  if (countable()) fillMap(edges, (i) => byDomid.get(U.domid[i]));
   return { domid: "", edges, rows };
+}
+function busiestOf(row) {
+  if (row.domids.length === 1) return row.of;
+  const made = new Map(), [first, end] = rowsInSight(U.time);
+  for (let i = first; i < end; i++) made.set(U.domid[i], (made.get(U.domid[i]) || 0) + weightOf(i));
+  return row.domids.reduce((best, d) => ((made.get(Number(d)) || 0) > (made.get(Number(best)) || 0) ? d : best), row.of);
 }
 
 function drawHeat() {
@@ -167,14 +179,15 @@ function heatTip(t, event) {
   const row = rowUnder(event);
   if (!row) return "";
   const what = state.metric === "shatters" ? "shatter" : "update", n = row.cells[binAt(map.edges, t)] || 0;
-  const where = row.of !== undefined ? domainName(row.of) : `gfn ${hex(row.low)} to ${hex(row.high - 1)}`;
+  const last = row.of !== undefined && row.domids.length > 1 ? row.domids[row.domids.length - 1] : "";
+  const where = row.of !== undefined ? (last ? `domains ${row.of} to ${last}; click for the one with the most` : domainName(row.of)) : `gfn ${hex(row.low)} to ${hex(row.high - 1)}`;
   return `${where}\nat ${moment(t)}\n${plural(n, what)}`;
 }
 // Domain, then its gfns, then one superpage, then its pages.
 function clickHeat(event) {
   const row = rowUnder(event);
   if (!row) return;
-  if (row.of !== undefined) setDomid(row.of);
+  if (row.of !== undefined) setDomid(busiestOf(row));
   else if (row.high - row.low > 512) { state.g0 = row.low; state.g1 = row.high; redraw(); }
   else {
     state.gfn = row.low;

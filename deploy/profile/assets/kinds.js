@@ -13,9 +13,9 @@ function drawKinds() {
   $("kinds").hidden = !Object.keys(R.messages).length;
   if ($("kinds").hidden) return;
   press(all("[data-group]"), (button) => button.dataset.group === state.group);
-  const { figures, part } = figuresInSight(state.group), rows = Object.entries(figures);
-  const limited = !part && !(isWhole() && !state.domid);
-  $("kinds-title").textContent = limited ? "of the whole run: this page holds a sample of the messages" : part ? "begun in sight; click a row to see only its messages" : "click a row to see only its messages";
+  const { figures, part, rows: nr } = figuresInSight(state.group), rows = Object.entries(figures);
+  const about = part ? (M.complete ? "begun in sight; " : `begun in sight, estimated from the ${count(nr)} of them in this page; `) : "";
+  $("kinds-title").textContent = `${about}${state.group === "messages" ? "click a row to see only its messages" : "what each service was sent"}`;
   $("kinds-title").append(inSteps());
   const value = (COLUMNS.find(([name]) => name === state.sort) || COLUMNS[7])[1];
   rows.sort((a, b) => (state.sort === "name" ? (a[0] < b[0] ? 1 : -1) : value(b[1]) - value(a[1])) * (state.down ? 1 : -1));
@@ -48,20 +48,19 @@ function pickKind(name) {
 const SPREAD = 64;
 let spread = null;
 function drawLatency() {
-  const kind = D.kinds.indexOf(state.kind), domid = state.domid === "" ? NONE : Number(state.domid), values = [];
-  for (let i = 0; i < M.rows; i++) {
-    if (!M.lasted[i] || M.isReply[i] || (kind >= 0 && M.kind[i] !== kind)) continue;
-    if (M.started[i] < state.t0 || M.started[i] > state.t1 || (domid >= 0 && M.domid[i] !== domid)) continue;
-    values.push(latencyOf(i));
+  const kind = D.kinds.indexOf(state.kind), domid = chosenDomid(), rows = [], [first, end] = rowsInSight(M.started);
+  for (let i = first; i < end; i++) {
+    if (M.lasted[i] && !M.isReply[i] && (kind < 0 || M.kind[i] === kind) && (domid < 0 || M.domid[i] === domid)) rows.push(i);
   }
+  const values = Float64Array.from(rows, latencyOf), stands = Float64Array.from(rows, (i) => M.stands[i]);
   const p = canvas("latency-plot", { right: 10 }), { g } = p, what = state.kind || "requests of all kinds";
   p.top = 18;
   spread = null;
-  $("latency-title").textContent = `${what}: ${values.length ? `${plural(values.length, "answered message")}${M.complete ? "" : " of the sample"}, logarithmic` : "none answered in sight"}`;
+  $("latency-title").textContent = `${what}: ${values.length ? `${plural(values.length, "answered message")}${M.complete ? "" : " of this page, each for those it stands for"}, logarithmic` : "none answered in sight"}`;
   if (!values.length) return;
-  const figures = percentiles(Float64Array.from(values)), low = Math.max(1, values.reduce((a, b) => Math.min(a, b), Infinity)), high = Math.max(figures.max, low * 1.01);
+  const figures = percentiles(values.slice(), M.complete ? null : stands), low = Math.max(1, values.reduce((a, b) => Math.min(a, b), Infinity)), high = Math.max(figures.max, low * 1.01);
   const bins = new Float64Array(SPREAD), place = (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low);
-  for (const v of values) bins[Math.min(SPREAD - 1, Math.floor(place(v) * SPREAD))]++;
+  values.forEach((v, i) => (bins[Math.min(SPREAD - 1, Math.floor(place(v) * SPREAD))] += stands[i]));
   const top = scale(Math.max(...bins), { most: 3 }), wide = (p.right - p.left) / SPREAD;
   valueAxis(p, top, shortCount);
   g.fillStyle = colours.blue;

@@ -75,7 +75,7 @@ function touches(gfn, nr, order) {
   return gfn < base + 512 && last > base;
 }
 function messagesInSight() {
-  const found = [], kind = state.kind ? D.kinds.indexOf(state.kind) : NONE, domid = state.domid === "" ? NONE : Number(state.domid);
+  const found = [], kind = state.kind ? D.kinds.indexOf(state.kind) : NONE, domid = chosenDomid();
   for (let i = 0; i < M.rows; i++) {
     if (M.started[i] > state.t1 || endedAt(i) < state.t0) continue;
     if (kind >= 0 && M.kind[i] !== kind) continue;
@@ -129,7 +129,7 @@ function detail(i) {
 
 // Updates and the other events of memory in one list: rows of U, and ~rows of E.
 function storyInSight() {
-  const found = [], domid = state.domid === "" ? NONE : Number(state.domid);
+  const found = [], domid = chosenDomid();
   const fits = (t, d) => t >= state.t0 && t <= state.t1 && (domid < 0 || d === domid);
   let e = 0;
   const eventsUntil = (t) => {

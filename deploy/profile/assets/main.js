@@ -59,7 +59,7 @@ function searchNumber(text) {
   if (src > 0n) { pickId(`${D.names[Number(src)]}#${number & ((1n << 40n) - 1n)}`); return; }
   Object.assign(state, { gfn: Number(number), g0: NONE, g1: NONE });
   redraw();
-  const domid = state.domid === "" ? NONE : Number(state.domid);
+  const domid = chosenDomid();
   for (let i = 0; i < U.rows; i++) if ((domid < 0 || U.domid[i] === domid) && touches(U.gfn[i], 1, U.order[i])) return;
   say(`no update of ${state.domid ? domainName(state.domid) : "any domain"} touches the superpage of ${hex(state.gfn)}${U.complete ? "" : ", among those in this page"}`);
 }

@@ -3,10 +3,9 @@
 const UPDATE_LANE = 46;
 let overview; // what was drawn last, for the tip
 
-function lanesInSight() {
-  const rate = R.format === "xentrace" ? null : rateInSight();
-  const updates = updatesInSight(), shatters = shattersInSight();
-  return { rate, updates: seriesSum("updates") && seriesSum("updates").values.some((v) => v) ? updates : null, shatters };
+function overviewLanes() {
+  const rate = R.format === "xentrace" ? null : rateInSight(), said = seriesSum("updates"), lanes = lanesInSight(evenEdges());
+  return { rate, updates: said && said.values.some((v) => v) ? lanes.updates : null, shatters: said ? lanes.shatters : null };
 }
 function perSecond(edges) {
   const wide = edges.length > 1 ? (edges[edges.length - 1] - edges[0]) / (edges.length - 1) : 1;
@@ -21,7 +20,7 @@ function drawLane(p, edges, layers, title) {
   p.g.fillText(title, p.left, p.top - 9);
 }
 function drawOverview() {
-  const p = canvas("overview-plot", { right: 10 }), lanes = lanesInSight(), bottom = p.bottom, unit = R.ticks_per_s ? "/s" : " a step";
+  const p = canvas("overview-plot", { right: 10 }), lanes = overviewLanes(), bottom = p.bottom, unit = R.ticks_per_s ? "/s" : " a step";
   overview = lanes;
   timeAxis({ ...p, top: 16 });
   const upper = { ...p, top: 16, bottom: lanes.rate && lanes.updates ? bottom - UPDATE_LANE - 22 : bottom };

@@ -111,16 +111,19 @@ function stacked(p, edges, layers, top, touching) {
     }
   });
 }
+// Values from one edge to the next; nothing where a value is NaN.
 function stepLine(p, edges, values, top, c, wide = 2) {
   const { g } = p, [a, b] = inSight(edges);
   clipped(p, () => {
     g.strokeStyle = c;
     g.lineWidth = wide;
     g.beginPath();
-    for (let i = a; i < b; i++) {
+    for (let i = a, on = false; i < b; i++) {
+      if (Number.isNaN(values[i])) { on = false; continue; }
       const y = p.bottom - (values[i] / top) * (p.bottom - p.top);
-      g.lineTo(toX(p, edges[i]), y);
+      if (on) g.lineTo(toX(p, edges[i]), y); else g.moveTo(toX(p, edges[i]), y);
       g.lineTo(toX(p, edges[i + 1]), y);
+      on = true;
     }
     g.stroke();
   });
@@ -169,6 +172,7 @@ function timePlot(id, { tip, click, rectangle, right = RIGHT, wheel = false }) {
       if (rectangle && Math.abs(y - start[1]) > 12) rectangle(Math.min(y, start[1]), Math.max(y, start[1]));
       const ends = [toT(box(), inside(start[0])), toT(box(), inside(x))];
       zoom(Math.min(...ends), Math.max(...ends));
+      tipAt(null, ""); // it told of what was there before
     } else if (click) click(event);
   });
   c.addEventListener("pointercancel", () => { from = null; brush.style.display = "none"; });
