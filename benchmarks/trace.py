@@ -29,7 +29,7 @@ from services.trace.frame import Frame
 from services.trace.report import report
 from services.trace.writer import STEP, describe_run
 
-BUILDS = 256
+BUILDS = 1024
 MESSAGES = 1_000_000
 SCALE = 1000
 REPEATS = iter(range(1 << 30))
@@ -72,7 +72,7 @@ def builds_per_second(config, path):
 
 def measure_recording():
     """One repetition: real builds, recorded and not."""
-    config = world(memory_mib=1 << 17, hap_1gb=False)
+    config = world(memory_mib=1 << 19, hap_1gb=False)
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.trace"
@@ -114,18 +114,15 @@ def shifted(trace, number, nr_names):
 def million(path):
     """A trace of a million messages of 64 builds, over and over."""
     config = world(memory_mib=65536)
-    sink_file = io.BytesIO()
-    sink_file.close = lambda: None
     header = describe_run(
         runtime="local", seed=None, clock=STEP, host=config, machine={}, shards=layout(1, 1)
     )
-    sink = FileSink(lambda: sink_file, header)
+    source = path.with_suffix(".small")
+    sink = FileSink(source, header)
     runtime = SimRuntime(config, sink=sink)
     checked(runtime.run([build_request(domid, 64) for domid in range(1, 65)]))
     runtime.close()
     sink.finish()
-    source = path.with_suffix(".small")
-    source.write_bytes(sink_file.getvalue())
     trace = open_trace(source)
     blocks, at = [], 0
     with path.open("wb") as file:

@@ -11,7 +11,6 @@ from protocols.errno import ShatterproofError
 from protocols.frames import FrameArray
 from protocols.message import Message, Request
 from protocols.trace import MemEvent
-from services.trace.tape import Part
 
 
 class Progress(Protocol):
@@ -59,14 +58,14 @@ class Recorder(Protocol):
 
 
 class TraceSink(Protocol):
-    """Takes what tapes have recorded, now and then."""
+    """Takes what tapes have recorded, now and then; must not make a run wait."""
 
-    def add(self, tape: int, part: Part, offset: int = 0) -> None:
-        """A part of a shard's tape; ``offset`` is added to its times."""
+    def add(self, tape: int, part: bytes, offset: int = 0) -> None:
+        """The next part of a shard's tape, encoded; ``offset`` is added to its times."""
         ...
 
-    def add_requests(self, envelopes: Sequence[Envelope]) -> None:
-        """What the client has sent, whole; the part that says so was added before."""
+    def add_requests(self, envelopes: Sequence[bytes]) -> None:
+        """What the client has sent, whole and encoded."""
         ...
 
     def flush(self) -> None:

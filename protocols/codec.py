@@ -32,6 +32,9 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 _encoder: Final = msgspec.msgpack.Encoder()
 _batch_decoder: Final = msgspec.msgpack.Decoder(Batch)
 _envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
+_envelopes_decoder: Final = msgspec.msgpack.Decoder(list[Envelope])
+_ARRAY_32: Final = b"\xdd"
+"""msgpack's array of as many objects as the u32 behind it says."""
 _ENVELOPE_FIELDS: Final = ("src", "dst", "msg_id", "in_reply_to", "body")
 
 
@@ -71,6 +74,18 @@ def decode_envelope(data: bytes) -> Envelope:
         return _envelope_decoder.decode(data)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise ProtocolError(_explain(error, data, prefix=0)) from None
+
+
+def decode_envelopes(data: bytes, nr: int) -> list[Envelope]:
+    """``nr`` envelopes, encoded one after the other; several times faster than one by one.
+
+    Raises:
+        ProtocolError: as ``decode_batch``.
+    """
+    try:
+        return _envelopes_decoder.decode(_ARRAY_32 + nr.to_bytes(4, "big") + data)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ProtocolError(str(error)) from None
 
 
 def _explain(error: Exception, data: bytes, prefix: int) -> str:

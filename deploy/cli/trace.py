@@ -4,48 +4,86 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, BinaryIO
 
+from deploy.cli.trace_writer import Add, Begin, Flush, Order, Requests, encode_order
 from deploy.world import layout
-from protocols.envelope import Envelope
 from protocols.errno import BadInputError
 from services.heap.host import HostConfig
-from services.trace.tape import Part
-from services.trace.writer import STEP, TraceEncoder, describe_run, ns_clock
+from services.trace.writer import STEP, describe_run, ns_clock
 
 
 class FileSink:
-    """A ``TraceSink`` that appends whole blocks to a file, from the first part on."""
+    """A ``TraceSink`` whose file another process writes, from the first part on.
 
-    def __init__(self, open_file: Callable[[], BinaryIO], header: dict[str, Any]) -> None:
-        self._open = open_file
-        self._file: BinaryIO | None = None
-        self._encoder = TraceEncoder(header)
+    A thread feeds that process, so that neither makes the run wait.
+    """
 
-    def add(self, tape: int, part: Part, offset: int = 0) -> None:
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self._path = path
+        self._header = header
+        self._queue: SimpleQueue[Order | None] = SimpleQueue()
+        self._writer: subprocess.Popen[bytes] | None = None
+        self._feeder = Thread(target=self._feed, daemon=True)
+
+    def add(self, tape: int, part: bytes, offset: int = 0) -> None:
         """See ``TraceSink.add``."""
-        if self._file is None:
-            self._file = self._open()
-        self._encoder.add(tape, part, offset)
+        self._put(Add(tape, part, offset))
 
-    def add_requests(self, envelopes: Sequence[Envelope]) -> None:
+    def add_requests(self, envelopes: Sequence[bytes]) -> None:
         """See ``TraceSink.add_requests``."""
-        self._encoder.add_requests(envelopes)
+        self._put(Requests(list(envelopes)))
 
     def flush(self) -> None:
         """Append the blocks that are complete."""
-        assert self._file is not None, "nothing was ever added"
-        self._file.write(self._encoder.take())
+        self._put(Flush())
 
     def finish(self) -> None:
-        """The rest, and the index; no file for a run that never began."""
-        if self._file is not None:
-            with self._file as file:
-                file.write(self._encoder.finish())
+        """The rest, and the index; no file for a run that never began.
+
+        Raises:
+            BadInputError: the file could not be written to its end.
+        """
+        if self._writer is None:
+            return
+        self._queue.put(None)
+        self._feeder.join()
+        _, story = self._writer.communicate()
+        if self._writer.returncode:
+            raise _unwritable(self._path, story.decode())
+
+    def _put(self, order: Order) -> None:
+        if self._writer is None:
+            self._writer = self._start()
+            self._queue.put(Begin(self._header))
+            self._feeder.start()
+        self._queue.put(order)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with _open(self._path) as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "deploy.cli.trace_writer"],
+                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE,
+            )  # fmt: skip
+
+    def _feed(self) -> None:
+        assert self._writer is not None
+        assert self._writer.stdin is not None
+        try:
+            while (order := self._queue.get()) is not None:
+                self._writer.stdin.write(encode_order(order))
+                self._writer.stdin.flush()
+        except BrokenPipeError:
+            # It has failed, and says why when it is waited for.
+            return
 
 
 @contextmanager
@@ -71,7 +109,7 @@ def trace_file(
         machine=_machine() if wall_clock else {},
         shards=layout(shards, config.nr_nodes),
     )
-    sink = FileSink(lambda: _open(path), header)
+    sink = FileSink(path, header)
     try:
         yield sink
     finally:
@@ -82,8 +120,11 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("wb")
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadInputError(f"--trace {path}: cannot be written: {reason}") from None
+        raise _unwritable(path, error.strerror or type(error).__name__) from None
+
+
+def _unwritable(path: Path, reason: str) -> BadInputError:
+    return BadInputError(f"--trace {path}: cannot be written: {reason}")
 
 
 def _machine() -> dict[str, Any]:

@@ -73,9 +73,9 @@ class ShardActor:
         """See ``Shard.parked``."""
         return self._shard.parked()
 
-    def tape(self, last: bool) -> tuple[bytes, int]:
+    def tape(self) -> tuple[list[bytes], int]:
         """See ``Shard.tape``."""
-        return self._shard.tape(last=last)
+        return self._shard.tape()
 
     def arrivals(self) -> list[tuple[int, str, bytes]]:
         """See ``Shard.arrivals``."""

@@ -29,13 +29,13 @@ from deploy.cluster.link import split
 from deploy.cluster.shard import CLIENT_SHARD, ShardConfig, ShardReport
 from deploy.runtime import Progress, RunStuckError, TraceSink
 from deploy.world import FACTORY, layout, shard_of
-from protocols.codec import decode_batch
+from protocols.codec import decode_batch, encode_envelope
 from protocols.envelope import CLIENT, Envelope
 from protocols.errno import BadInputError, ShatterproofError
 from protocols.message import Message, Request
 from services.heap.host import HostConfig
 from services.trace.join import CLIENT_TAPE
-from services.trace.tape import Part, Tape
+from services.trace.tape import Tape
 
 _ray: Any = ray
 """Ray's own annotations are partial; here is the one place that knows."""
@@ -218,7 +218,7 @@ class RayRuntime:
     def close(self) -> None:
         """Stop the actors."""
         if self._sink is not None and self._actors:
-            self._write(self._sink, [], last=True)
+            self._write(self._sink)
         for actor in self._actors:
             _ray.kill(actor)
         self._actors = []
@@ -271,8 +271,9 @@ class RayRuntime:
             envelope = Envelope(CLIENT, dst, self._next_id, 0, request)  # type: ignore[arg-type]
             self._unanswered[self._next_id] = envelope
         if self._sink is not None:
-            self._tape.client_sends(list(self._unanswered.values()))
-            self._write(self._sink, list(self._unanswered.values()))
+            asked = list(self._unanswered.values())
+            self._tape.client_sends(asked)
+            self._sink.add_requests([encode_envelope(each) for each in asked])
         self._send_unanswered(range(len(self._layout)))
         replies: dict[int, Message] = {}
         pause, moved_at = POLL_SECONDS_MIN, time.monotonic()
@@ -283,7 +284,7 @@ class RayRuntime:
                 break
             now = time.monotonic()
             if self._sink is not None and now - self._written_at > WRITE_SECONDS:
-                self._write(self._sink, [])
+                self._write(self._sink)
             if busy or (self.nr_delivered, len(replies), self.nr_kills) != before:
                 moved_at = now
             elif now - moved_at > STUCK_SECONDS:
@@ -292,15 +293,14 @@ class RayRuntime:
             pause = min(pause * 1.5, POLL_SECONDS_MAX)
         return [replies[number] for number in range(first, first + len(requests))]
 
-    def _write(self, sink: TraceSink, requests: Sequence[Envelope], *, last: bool = False) -> None:
-        """Hand on what all tapes have had; the client's own first, whose names come first."""
-        sink.add(CLIENT_TAPE, self._tape.take(), self._tape_offset)
-        sink.add_requests(requests)
-        if not requests:
-            tapes = self._ask_each("tape", [(last,)] * len(self._actors))
-            for number, (data, offset) in enumerate(tapes):
-                sink.add(number, msgspec.msgpack.decode(data, type=Part), offset)
-            sink.flush()
+    def _write(self, sink: TraceSink) -> None:
+        """Hand on what all tapes have had."""
+        for part in self._tape.take():
+            sink.add(CLIENT_TAPE, part, self._tape_offset)
+        for number, (parts, offset) in enumerate(self._ask("tape")):
+            for part in parts:
+                sink.add(number, part, offset)
+        sink.flush()
         self._written_at = time.monotonic()
 
     def _send_unanswered(self, numbers: Collection[int]) -> None:
@@ -353,9 +353,6 @@ class RayRuntime:
         return f"{service} shard {shard}"
 
     def _ask(self, method: str) -> list[Any]:
-        return self._ask_each(method, [()] * len(self._actors))
-
-    def _ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """One answer of each actor.
 
         Raises:
@@ -363,10 +360,7 @@ class RayRuntime:
         """
         while True:
             answers, dead = self._gather(
-                [
-                    getattr(actor, method).remote(*mine)
-                    for actor, mine in zip(self._actors, arguments, strict=True)
-                ]
+                [getattr(actor, method).remote() for actor in self._actors]
             )
             if not dead:
                 return list(answers.values())

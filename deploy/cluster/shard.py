@@ -24,7 +24,7 @@ from protocols.message import Message
 from protocols.registry import TAGS
 from services.component.host import Host
 from services.heap.host import HostConfig
-from services.trace.tape import NEVER, Tape
+from services.trace.tape import Tape
 
 CLIENT_SHARD: Final = -1
 P = ParamSpec("P")
@@ -99,58 +99,37 @@ class Shard:
         try:
             step(*args, **kwargs)
         except (ComponentFailureError, ProtocolError) as error:
-            self._failure = str(error)
+            self._fail(str(error))
         except Exception:  # noqa: BLE001 (fail-stop: nobody else would ever see it)
-            self._failure = traceback.format_exc()
+            self._fail(traceback.format_exc())
+
+    def _fail(self, story: str) -> None:
+        self._failure = story
+        if self._tape is not None:
+            self._tape.broke_off()
 
     def _handle(self, data: bytes, incarnation: int) -> None:  # noqa: ARG002 (for subclasses)
         batch = decode_batch(data)
         if batch.sender != CLIENT_SHARD:
             self._links[batch.sender].received(batch.credits, batch.envelopes)
         self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
-        if self._tape is None:
-            self._pump(deque(batch.envelopes))
-        else:
-            self._pump_taped(batch.envelopes, self._tape)
+        if self._tape is not None:
+            self._tape.batch(len(batch.envelopes))
+        self._pump(deque(batch.envelopes))
         self._flush()
 
     def _pump(self, queue: deque[Envelope]) -> None:
         me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
         recorded = self._recorded if self._config.record else None
+        begin = None if self._tape is None else self._tape.begin
         while queue:
             envelope = queue.popleft()
             if recorded is not None:
                 recorded.append((self._now(), envelope))
             host = hosts.get(envelope.dst) or self._host(envelope.dst)
+            if begin is not None:
+                begin(envelope)
             for out in host.deliver(envelope):
-                peer = route.get(out.dst)
-                if peer is None:
-                    peer = self._locate(out.dst)
-                if peer == me:
-                    self._kinds[type(out.body)] += 1
-                    queue.append(out)
-                elif peer == CLIENT_SHARD:
-                    self._replies.append(out)
-                else:
-                    links[peer].pending.append(out)
-
-    def _pump_taped(self, envelopes: list[Envelope], tape: Tape) -> None:
-        """As ``_pump``, and every step is on the tape."""
-        me, route, hosts, links = self._config.me, self._route, self._hosts, self._links
-        record = self._config.record
-        queue = deque(envelopes)
-        # What came in a batch came at once; what is sent here comes when it is sent.
-        received, nr_received = tape.now(), len(envelopes)
-        while queue:
-            envelope = queue.popleft()
-            nr_received -= 1
-            host = hosts.get(envelope.dst) or self._host(envelope.dst)
-            if record:
-                self._recorded.append((self._now(), envelope))
-            began = tape.begin(envelope, received if nr_received >= 0 else NEVER)
-            caused = host.deliver(envelope)
-            tape.end(envelope, began)
-            for out in caused:
                 peer = route.get(out.dst)
                 if peer is None:
                     peer = self._locate(out.dst)
@@ -205,17 +184,10 @@ class Shard:
         """Where everybody waits."""
         return [line for host in self._hosts.values() for line in host.parked()]
 
-    def tape(self, *, last: bool) -> tuple[bytes, int]:
-        """The tape since the last call, encoded, and what to add to its times for ns since 1970.
-
-        ``last``: the run is over, so whoever has not answered yet never will.
-        """
+    def tape(self) -> tuple[list[bytes], int]:
+        """The tape since the last call, and what to add to its times for ns since 1970."""
         assert self._tape is not None, "no tape is kept"
-        if last:
-            for host in self._hosts.values():
-                for activity in host.activities():
-                    self._tape.unfinished(activity)
-        return msgspec.msgpack.encode(self._tape.take()), self._offset
+        return self._tape.take(), self._offset
 
     def arrivals(self) -> list[tuple[int, str, bytes]]:
         """Every envelope that a component here was given: (ns since the epoch, address, bytes)."""

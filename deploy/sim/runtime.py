@@ -12,16 +12,19 @@ from collections.abc import Callable, Sequence
 from deploy.runtime import Progress, Recorder, RunStuckError, TraceSink
 from deploy.sim.oracles import Oracle
 from deploy.world import Factory, make_component
+from protocols.codec import encode_envelope
 from protocols.envelope import CLIENT, Envelope
+from protocols.errno import ComponentFailureError
 from protocols.message import Message, Request
 from protocols.registry import TAGS
 from services.component.component import Component
 from services.component.host import Host
 from services.heap.host import HostConfig
+from services.trace.join import CLIENT_TAPE
 from services.trace.tape import StepClock, Tape
 
 PROGRESS_EVERY = 4096
-WRITE_EVERY = 1 << 16
+WRITE_EVERY = 1 << 12
 """Deliveries between two writes of the trace."""
 
 
@@ -47,8 +50,9 @@ class SimRuntime:
         self._oracle = oracle
         self._recorder = recorder
         self._sink = sink
-        self._tape = None if sink is None else Tape(clock or StepClock())
-        self._unwritten: list[Envelope] = []
+        clock = clock or StepClock()
+        self._tape = None if sink is None else Tape(clock)
+        self._client_tape = Tape(clock)
         self._make = factory
         self._progress = progress
         self._next_id = 0
@@ -61,17 +65,14 @@ class SimRuntime:
 
     def close(self) -> None:
         """What was under way is traced as it stands."""
-        if self._tape is not None:
-            for host in self._hosts.values():
-                for activity in host.activities():
-                    self._tape.unfinished(activity)
-            self._write(self._tape)
+        self._write()
 
-    def _write(self, tape: Tape) -> None:
-        assert self._sink is not None
-        envelopes, self._unwritten = self._unwritten, []
-        self._sink.add(0, tape.take())
-        self._sink.add_requests(envelopes)
+    def _write(self) -> None:
+        if self._sink is None or self._tape is None:
+            return
+        for number, tape in ((CLIENT_TAPE, self._client_tape), (0, self._tape)):
+            for part in tape.take():
+                self._sink.add(number, part)
         self._sink.flush()
 
     def wait(self, seconds: float) -> None:
@@ -94,15 +95,15 @@ class SimRuntime:
             self._next_id += 1
             sent.append(Envelope(CLIENT, dst, self._next_id, 0, request))  # type: ignore[arg-type]
         replies: dict[int, Message] = {}
-        if self._tape is not None:
-            self._tape.client_sends(sent)
-            self._unwritten += sent
+        if self._sink is not None:
+            self._client_tape.client_sends(sent)
+            self._sink.add_requests([encode_envelope(each) for each in sent])
 
         def to_client(envelope: Envelope) -> None:
             if self._recorder is not None:
                 self._recorder.delivered(envelope)
-            if self._tape is not None:
-                self._tape.client_gets(envelope)
+            if self._sink is not None:
+                self._client_tape.client_gets(envelope)
             self._kinds[type(envelope.body)] += 1
             replies[envelope.in_reply_to] = envelope.body
             if self._progress is not None:
@@ -133,14 +134,16 @@ class SimRuntime:
         if self._progress is not None and self.nr_delivered % PROGRESS_EVERY == 0:
             self._progress.delivered(self.nr_delivered)
         host = self._hosts.get(envelope.dst) or self._host(envelope.dst)
-        tape = self._tape
-        if tape is None:
+        if self._tape is None:
             return host.deliver(envelope)
-        began = tape.begin(envelope)
-        caused = host.deliver(envelope)
-        tape.end(envelope, began)
+        self._tape.begin(envelope)
+        try:
+            caused = host.deliver(envelope)
+        except ComponentFailureError:
+            self._tape.broke_off()
+            raise
         if self.nr_delivered % WRITE_EVERY == 0:
-            self._write(tape)
+            self._write()
         return caused
 
     def _pump_fifo(self, sent: list[Envelope], to_client: Callable[[Envelope], None]) -> None:

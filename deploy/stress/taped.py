@@ -10,8 +10,10 @@ from deploy.stress.engine import Engine
 from deploy.stress.run import template
 from deploy.stress.strategies import Replay
 from deploy.world import KINDS, Kinds
+from protocols.codec import encode_envelope
 from protocols.envelope import CLIENT, Envelope
 from services.component.host import Host
+from services.trace.join import CLIENT_TAPE
 from services.trace.tape import StepClock, Tape
 
 
@@ -20,37 +22,44 @@ class TapedEngine(Engine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tape = Tape(StepClock())
+        clock = StepClock()
+        self.tape, self.client_tape = Tape(clock), Tape(clock)
         self.scripts: list[Envelope] = []
         self._watched: set[Host] = set()
+        self._arrivals: dict[tuple[str, int], int] = {}
 
     def _drive(self, host: Host, envelope: Envelope | None) -> list[Envelope]:
         tape = self.tape
         if host not in self._watched:
-            self._watched.add(host)
-            host.watch = tape
-            host.component.context.on_mem_event = tape.mem_event
+            self._watch(host)
         if envelope is None:
-            tape.resume()
-            return super()._drive(host, envelope)
-        began = tape.begin(envelope)
+            tape.resumes()
+        else:
+            self._arrivals[envelope.src, envelope.msg_id] = tape.begin(envelope)
         try:
-            out = super()._drive(host, envelope)
+            return super()._drive(host, envelope)
         except Exception:
             # The step that broke the invariant is what the trace is for.
-            tape.broke_off(envelope, began)
+            tape.broke_off()
             raise
-        tape.end(envelope, began)
-        return out
+
+    def _watch(self, host: Host) -> None:
+        self._watched.add(host)
+        host.watch = self.tape
+        host.component.context.on_mem_event = self.tape.mem_event
+        # One that recovered has gone without a watch to where its activities are again.
+        for activity in host.activities():
+            cause = activity.cause
+            activity.arrival = self._arrivals.get((cause.src, cause.msg_id))
 
     def _post(self, envelope: Envelope, client: int, cause: int) -> None:
         if envelope.src == CLIENT:
             self.scripts.append(envelope)
-            self.tape.client_sends([envelope])
+            self.client_tape.client_sends([envelope])
         super()._post(envelope, client, cause)
 
     def _answered(self, envelope: Envelope) -> None:
-        self.tape.client_gets(envelope)
+        self.client_tape.client_gets(envelope)
         super()._answered(envelope)
 
 
@@ -61,10 +70,9 @@ def write_schedule(case: Case, schedule: Schedule, sink: TraceSink, kinds: Kinds
         schedule.faults, keep_steps=True,
     )  # fmt: skip
     engine.run()
-    for host in engine.world.hosts.values():
-        for activity in host.activities():
-            engine.tape.unfinished(activity)
     engine.world.abandon()
-    sink.add(0, engine.tape.take())
-    sink.add_requests(engine.scripts)
+    sink.add_requests([encode_envelope(each) for each in engine.scripts])
+    for number, tape in ((CLIENT_TAPE, engine.client_tape), (0, engine.tape)):
+        for part in tape.take():
+            sink.add(number, part)
     sink.flush()

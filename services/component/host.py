@@ -30,12 +30,16 @@ DONE: Final = 2
 class Watch(Protocol):
     """Is told whenever an activity has run; what it knows of time is its own affair."""
 
-    def advanced(self, activity: Activity, name: str, first: int, last: int, how: int) -> None:
-        """An activity of host ``name`` has stopped.
+    def advanced(self, activity: Activity, first: int, last: int, how: int) -> None:
+        """An activity has stopped.
 
         It sent messages ``first`` to ``last`` and WAITS, sent nothing and waits for a LOCK, or is
         DONE, ``first`` being its reply.
         """
+        ...
+
+    def gathered(self) -> None:
+        """An answer came, and the activity that it is for waits for more."""
         ...
 
 
@@ -43,11 +47,11 @@ class Activity:
     """One running handler: its coroutine and the envelope that it must answer.
 
     ``replies`` and ``slots`` exist while it waits for several: the replies so far, and where the
-    reply to each message goes. ``held`` are the locks it holds, in order of rank. ``span`` is for
-    whoever watches the host.
+    reply to each message goes. ``held`` are the locks it holds, in order of rank. ``arrival`` is
+    for whoever watches the host.
     """
 
-    __slots__ = ("cause", "coroutine", "held", "missing", "replies", "slots", "span")
+    __slots__ = ("arrival", "cause", "coroutine", "held", "missing", "replies", "slots")
 
     replies: list[Any]
     slots: dict[int, int]
@@ -57,7 +61,7 @@ class Activity:
         self.cause = cause
         self.missing = 0
         self.held: list[Any] = []
-        self.span: list[int] | None = None
+        self.arrival: int | None = None
 
     def where(self) -> str:
         """Handler, line and what started it, for the report of who is stuck."""
@@ -193,6 +197,8 @@ class Host:
         if not activity.missing:
             replies, activity.replies = activity.replies, []
             self._advance(activity, replies, out)
+        elif self.watch is not None:
+            self.watch.gathered()
 
     def _advance(self, activity: Activity, value: Any, out: list[Envelope]) -> None:
         """Run an activity to its next trap or its end."""
@@ -205,7 +211,7 @@ class Host:
             assert not activity.held, f"{activity.held[0].name} still held after the reply"
             out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
             if self.watch is not None:
-                self.watch.advanced(activity, self.name, number, number, DONE)
+                self.watch.advanced(activity, number, number, DONE)
             return
         kind = cast("object", type(trap))
         if kind is Call:
@@ -230,7 +236,7 @@ class Host:
             out.append(Envelope(self.name, self.name, number, 0, note))
         if self.watch is not None:
             how = LOCK if kind is Acquire else WAITS
-            self.watch.advanced(activity, self.name, number, self._next_id, how)
+            self.watch.advanced(activity, number, self._next_id, how)
 
     def trust_links(self) -> None:
         """From here on every envelope comes once, in whatever order."""

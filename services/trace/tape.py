@@ -1,18 +1,17 @@
-"""The tape of one process: what its hosts did, as rows of integers; a clock is handed in.
+"""The tape of one process: what its hosts did, as a log; a clock is handed in.
 
-One host step makes at most two kinds of rows. A *send* says which messages an activity sent, for
-whom and when; a *serve* says how a message fared where it was delivered. ``services.trace.join``
-puts both ends of a message together. Nothing here waits for a disk or for anybody.
+The log says what came when, and when each handler stopped; nothing is worked out here, because
+the actors have better things to do. ``services.trace.rows`` makes rows of it, elsewhere and later.
+Nothing here waits for a disk or for anybody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from protocols.codec import encode_envelope
 from protocols.envelope import Envelope
@@ -20,55 +19,75 @@ from protocols.frames import FrameArray, pack
 from protocols.trace import MemEvent
 from services.trace.describe import NUMBERS, describe
 
-SEND: Final = (
-    "src", "first", "nr", "cause_src", "cause_seq", "parent_src", "parent_seq", "sent", "domid",
-)  # fmt: skip
-SERVE: Final = (
-    "src", "seq", "dst", "kind", "reply_seq", "domid", "bytes", "received", "started", "resumed",
-    "ended", "busy", "lock_wait", "order", "nr", "gfn", "rc",
-)  # fmt: skip
-CHANGE: Final = (
-    "time", "cause_src", "cause_seq", "event", "domid", "order", "type", "nr",
-)  # fmt: skip
-
 WAITS: Final = 0
 """An activity sent what it waits for."""
 LOCK: Final = 1
 """An activity waits for a lock."""
 DONE: Final = 2
 """An activity has answered."""
+HOW_BITS: Final = 2
 
-NEVER: Final = -1
+NOBODY: Final = -1
+"""In place of an activity: a mark, of what kind its ``how`` says."""
+GOT: Final = 0
+"""Mark: what came was taken in and set nothing going."""
+RESUMED: Final = 1
+"""Mark: from here on whoever got a lock runs, because of what came last."""
+BROKE: Final = 2
+"""Mark: the host failed over what came last."""
 
+RUN: Final = 5
+"""Values of a run: arrival that caused it, arrival of the request served (or NOBODY), first message
+sent, messages sent << HOW_BITS | how it stopped, when."""
+BATCH: Final = 3
+"""Values of a batch: its first arrival, how many came with it, when."""
+CHANGE: Final = 7
+"""Values of a change: arrival that caused it; runs of the part before it; event, domid, order,
+type; how many."""
 
-Columns: TypeAlias = npt.NDArray[np.int64]
-SENT: Final = 7
-"""Values of a send: who; first number and how many; cause; request served; when; row it answers."""
-SERVED: Final = 7
-"""Values of a serve: envelope; received, started, resumed, ended; busy, lock wait."""
-CHANGED: Final = 7
-"""Values of a change: when; cause; event, domid, order, type; how many."""
+PACK_FROM: Final = 2048
+"""Arrivals from which on the log is put away as a part: objects kept longer cost more."""
+WHOLE_MAX: Final = 512
+"""Bytes of an envelope that goes to the log whole; of longer ones only what a trace says."""
 
 
 class Traced(Protocol):
-    """Of an activity, what the tape needs: the request it serves, and a place for its times."""
+    """Of an activity, what the tape needs: a place for the number of its request's arrival."""
 
-    cause: Envelope
-    span: list[int] | None
+    arrival: int | None
+
+
+class Large(msgspec.Struct, frozen=True, array_like=True):
+    """An envelope that is too long for the log; the fields behind ``kind`` as ``describe`` says."""
+
+    src: str
+    dst: str
+    msg_id: int
+    in_reply_to: int
+    kind: int
+    details: list[int]
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """What a tape has had since the last part: new names, and columns of i64 as bytes.
+    """A stretch of a tape's log.
 
-    ``gfns`` and ``mfns`` are those of all changes, one after the other.
+    ``base``: arrivals before it. ``arrived``: the envelopes, encoded, one after the other, without
+    the ``large`` ones; ``sizes``: bytes of each envelope, ``began``: when its handling did.
+    ``batches``, ``runs`` and ``changes``: BATCH, RUN and CHANGE values each. ``gfns`` and ``mfns``:
+    of all changes. ``asked``: (source, number, when) of what was sent without a cause.
     """
 
-    names: list[str]
-    sends: bytes
-    serves: bytes
-    changes: bytes
+    base: int
+    arrived: bytes
+    sizes: list[int]
+    large: list[Large]
+    began: list[int]
+    batches: list[int]
+    runs: list[int]
+    changes: list[int]
     gfns: bytes
     mfns: bytes
+    asked: list[tuple[str, int, int]]
 
 
 class StepClock:
@@ -84,99 +103,75 @@ class StepClock:
 
 
 class Tape:
-    """Watches the hosts of one process.
-
-    What happens is kept as tuples that refer to the envelopes; rows are made of them when they are
-    taken, so that a step costs little while it runs.
-    """
+    """Watches the hosts of one process, or whoever drives the run."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._numbers = _Numbers()
+        self._packed: list[bytes] = []
+        self._at = NOBODY
+        self._clear()
+
+    def _clear(self) -> None:
+        self._base = self._at + 1
         # One value after the other: a tuple for each row would be a burden on the collector.
-        self._sends: list[Any] = []
-        self._serves: list[Any] = []
-        self._changes: list[Any] = []
+        self._arrived: list[Envelope] = []
+        self._began: list[int] = []
+        self._batches: list[int] = []
+        self._runs: list[int] = []
+        self._changes: list[int] = []
         self._gfns: list[bytes] = []
         self._mfns: list[bytes] = []
-        self._cause: Envelope | None = None
-        self._received = self._last = 0
-
-    def now(self) -> int:
-        """What the clock says."""
-        return self._clock()
+        self._asked: list[tuple[str, int, int]] = []
 
     def client_sends(self, envelopes: list[Envelope]) -> None:
         """Whoever drives the run sends these."""
         now = self._clock()
-        for each in envelopes:
-            self._sends += (each.src, each.msg_id, 1, None, None, now, NEVER)
+        self._asked += [(each.src, each.msg_id, now) for each in envelopes]
 
     def client_gets(self, envelope: Envelope) -> None:
         """A reply comes to whoever drives the run."""
         now = self._clock()
-        self._serves += (envelope, now, now, 0, now, 0, 0)
+        self._at += 1
+        self._arrived.append(envelope)
+        self._began.append(now)
+        self._batches += (self._at, 1, now)
+        self._runs += (self._at, NOBODY, 0, GOT, now)
 
-    def begin(self, envelope: Envelope, received: int = NEVER) -> int:
-        """A host is given this envelope, now; NEVER: it came at the moment when it was sent."""
-        self._received = received
-        self._cause = envelope
-        now = self._last = self._clock()
-        return now
+    def batch(self, nr: int) -> None:
+        """So many envelopes came at once; they are given to hosts before any other."""
+        if len(self._arrived) >= PACK_FROM:
+            self._pack()
+        self._batches += (self._at + 1, nr, self._clock())
 
-    def resume(self) -> None:
+    def begin(self, envelope: Envelope) -> int:
+        """A host is given this envelope, now; the number of its arrival.
+
+        One that came with no batch came at the moment when it was sent.
+        """
+        self._at += 1
+        self._arrived.append(envelope)
+        self._began.append(self._clock())
+        return self._at
+
+    def advanced(self, activity: Traced, first: int, last: int, how: int) -> None:
+        """An activity ran and sent messages ``first`` to ``last`` (LOCK: none)."""
+        request = activity.arrival
+        if request is None:
+            request = activity.arrival = self._at
+        nr_and_how = last - first + 1 << HOW_BITS | how
+        self._runs += (self._at, request, first, nr_and_how, self._clock())
+
+    def gathered(self) -> None:
+        """What came is one of several answers that an activity waits for, and not the last."""
+        self._runs += (self._at, NOBODY, 0, GOT, self._clock())
+
+    def resumes(self) -> None:
         """A host lets an activity go on that has got a lock, because of what came last."""
-        self._last = self._clock()
+        self._runs += (self._at, NOBODY, 0, RESUMED, self._clock())
 
-    def end(self, envelope: Envelope, began: int) -> None:
-        """The host is through with it: requests have their row when they are answered."""
-        if envelope.in_reply_to or envelope.src == envelope.dst:
-            now = self._last
-            if now == began:
-                now = self._clock()
-            self._serves += (envelope, self._received, began, 0, now, now - began, 0)
-
-    def broke_off(self, envelope: Envelope, began: int) -> None:
-        """The host failed over it: it was begun and will never end."""
-        took = self._clock() - began
-        self._serves += (envelope, self._received, began, 0, NEVER, took, 0)
-
-    def advanced(self, activity: Traced, name: str, first: int, last: int, how: int) -> None:
-        """An activity of host ``name`` ran and sent messages ``first`` to ``last`` (LOCK: none)."""
-        now = self._clock()
-        began, self._last = self._last, now
-        span = activity.span
-        if span is None:
-            if how == DONE:
-                # Most requests are answered at once.
-                row = len(self._serves) // SERVED
-                cause = activity.cause
-                self._serves += (cause, self._received, began, 0, now, now - began, 0)
-                self._sends += (name, first, 1, self._cause, cause, now, row)
-                return
-            # received, started, resumed, busy, lock wait, waiting for a lock since
-            span = activity.span = [self._received, began, 0, now - began, 0, 0]
-        else:
-            span[2] = began
-            span[3] += now - began
-            if span[5]:
-                span[4] += began - span[5]
-                span[5] = 0
-        if how == LOCK:
-            span[5] = now
-            return
-        cause, row = activity.cause, NEVER
-        if how == DONE:
-            row = len(self._serves) // SERVED
-            self._serves += (cause, span[0], span[1], span[2], now, span[3], span[4])
-        self._sends += (name, first, last - first + 1, self._cause, cause, now, row)
-
-    def unfinished(self, activity: Traced) -> None:
-        """The run ends and this activity has not answered."""
-        span = activity.span
-        if span is not None:
-            self._serves += (activity.cause, *span[:3], NEVER, span[3], span[4])
-            activity.span = None
+    def broke_off(self) -> None:
+        """The host failed over what came last: it was begun and will never end."""
+        self._runs += (self._at, NOBODY, 0, BROKE, self._clock())
 
     def mem_event(
         self,
@@ -188,86 +183,39 @@ class Tape:
         mfns: FrameArray,
     ) -> None:
         """Events of one kind, order and type, in order (a ``MemEventHook``)."""
-        self._changes += (self._last, self._cause, event, domid, order, p2mt, gfns.size)
+        before = len(self._runs) // RUN
+        self._changes += (self._at, before, int(event), domid, order, p2mt, gfns.size)
         self._gfns.append(pack(gfns))
         self._mfns.append(pack(mfns))
 
-    def take(self) -> Part:
-        """Everything since the last call."""
-        sends, self._sends = self._sends, []
-        serves, self._serves = self._serves, []
-        changes, self._changes = self._changes, []
-        gfns, self._gfns = self._gfns, []
-        mfns, self._mfns = self._mfns, []
-        served = self._serve_columns(serves)
-        sent = self._send_columns(sends, served[SERVE.index("domid")])
-        changed = self._change_columns(changes)
-        names = self._numbers.take()
-        return Part(
-            names, sent.tobytes(), served.tobytes(), changed.tobytes(), b"".join(gfns),
-            b"".join(mfns),
+    def take(self) -> list[bytes]:
+        """Everything since the last call: parts, encoded, in order."""
+        if self._arrived or self._asked or self._runs or self._changes:
+            self._pack()
+        packed, self._packed = self._packed, []
+        return packed
+
+    def _pack(self) -> None:
+        """Put the log so far away as a part."""
+        encoded = [encode_envelope(each) for each in self._arrived]
+        sizes = [len(data) for data in encoded]
+        large: list[Large] = []
+        if max(sizes, default=0) > WHOLE_MAX:
+            large = _large([e for e, n in zip(self._arrived, sizes, strict=True) if n > WHOLE_MAX])
+            encoded = [data for data in encoded if len(data) <= WHOLE_MAX]
+        part = Part(
+            self._base, b"".join(encoded), sizes, large, self._began, self._batches, self._runs,
+            self._changes, b"".join(self._gfns), b"".join(self._mfns), self._asked,
         )  # fmt: skip
-
-    def _serve_columns(self, serves: list[Any]) -> Columns:
-        """SERVE, a row each: lists by column are several times faster than tuples by row."""
-        number = self._numbers
-        envelopes: list[Envelope] = serves[::SERVED]
-        bodies = [each.body for each in envelopes]
-        kinds = np.array([NUMBERS[type(body)] for body in bodies], dtype=np.int64)
-        domid, *details = describe(bodies, kinds)
-        return _columns(
-            len(envelopes),
-            [number[each.src] for each in envelopes], [each.msg_id for each in envelopes],
-            [number[each.dst] for each in envelopes], kinds,
-            [each.in_reply_to for each in envelopes], domid,
-            [len(encode_envelope(each)) for each in envelopes],
-            *(serves[at::SERVED] for at in range(1, SERVED)), *details,
-        )  # fmt: skip
-
-    def _send_columns(self, sends: list[Any], domids: Columns) -> Columns:
-        """SEND; an answer has the domid of what it answers, which was served just then."""
-        number = self._numbers
-        names, first, nr, causes, parents, now, answered = (sends[at::SENT] for at in range(SENT))
-        known = np.append(domids, NEVER)[np.array(answered, dtype=np.int64)]
-        return _columns(
-            len(names), [number[name] for name in names], first, nr, *self._ids(causes),
-            *self._ids(parents), now, known,
-        )  # fmt: skip
-
-    def _change_columns(self, changes: list[Any]) -> Columns:
-        time, causes, *others = (changes[at::CHANGED] for at in range(CHANGED))
-        return _columns(len(time), time, *self._ids(causes), *others)
-
-    def _ids(self, envelopes: list[Envelope | None]) -> tuple[list[int], list[int]]:
-        """Sources and numbers of messages; of none a negative source."""
-        number = self._numbers
-        return (
-            [NEVER if each is None else number[each.src] for each in envelopes],
-            [0 if each is None else each.msg_id for each in envelopes],
-        )
+        self._packed.append(msgspec.msgpack.encode(part))
+        self._clear()
 
 
-class _Numbers(dict[str, int]):
-    """Numbers of addresses, given when first asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._new: list[str] = []
-
-    def __missing__(self, name: str) -> int:
-        self._new.append(name)
-        number = self[name] = len(self)
-        return number
-
-    def take(self) -> list[str]:
-        """Addresses that are new since the last call, in order of their numbers."""
-        new, self._new = self._new, []
-        return new
-
-
-def _columns(rows: int, *columns: Any) -> Columns:
-    """Columns of i64 one below the other, shape (len(columns), rows)."""
-    whole = np.empty((len(columns), rows), dtype=np.int64)
-    for at, column in enumerate(columns):
-        whole[at] = column
-    return whole
+def _large(envelopes: list[Envelope]) -> list[Large]:
+    bodies: list[Any] = [each.body for each in envelopes]
+    kinds = np.array([NUMBERS[type(body)] for body in bodies], dtype=np.int64)
+    details = np.array(describe(bodies, kinds)).T.tolist()
+    return [
+        Large(each.src, each.dst, each.msg_id, each.in_reply_to, kind, values)
+        for each, kind, values in zip(envelopes, kinds.tolist(), details, strict=True)
+    ]

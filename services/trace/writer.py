@@ -8,8 +8,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from protocols.codec import encode_envelope
-from protocols.envelope import Envelope
+from protocols.codec import decode_envelope
 from protocols.message import PROTOCOL_VERSION
 from protocols.registry import MESSAGE_KINDS
 from protocols.trace import ID_SHIFT, TABLES
@@ -26,7 +25,6 @@ from services.trace.blocks import (
 from services.trace.describe import KINDS
 from services.trace.frame import Frame
 from services.trace.join import Joiner
-from services.trace.tape import Part
 
 BLOCK_ROWS: Final = 1 << 16
 """Rows that make a block worth writing."""
@@ -80,18 +78,20 @@ class TraceEncoder:
         self._at = 0
         self._append(encode_header(header))
 
-    def add(self, tape: int, part: Part, offset: int = 0) -> None:
-        """A part of a shard's tape; ``offset`` is added to its times."""
+    def add(self, tape: int, part: bytes, offset: int = 0) -> None:
+        """The next part of a shard's tape; ``offset`` is added to its times."""
         updates, events = self._joiner.add(tape, part, offset)
         self._rows["updates"].append(updates)
         self._rows["events"].append(events)
 
-    def add_requests(self, envelopes: Sequence[Envelope]) -> None:
-        """What the client has sent, whole: a replay starts from that. Its names are known."""
+    def add_requests(self, envelopes: Sequence[bytes]) -> None:
+        """What the client has sent, whole and encoded: a replay starts from that."""
         if envelopes:
-            number = self._joiner.names.index(envelopes[0].src)
-            ids = np.array([number << ID_SHIFT | each.msg_id for each in envelopes], dtype="<u8")
-            body = {"id": pack_column(ids), "data": [encode_envelope(each) for each in envelopes]}
+            sent = [decode_envelope(data) for data in envelopes]
+            numbers = [self._joiner.number(each.src) << ID_SHIFT | each.msg_id for each in sent]
+            ids = np.array(numbers, dtype="<u8")
+            body = {"id": pack_column(ids), "data": list(envelopes)}
+            self._names()
             self._block(encode_block(REQUESTS, len(envelopes), (0, 0), body))
 
     def take(self) -> bytes:
@@ -110,11 +110,15 @@ class TraceEncoder:
         self._out.append(encode_index(self._index, self._at))
         return b"".join(self._out)
 
-    def _flush(self, table: str) -> None:
+    def _names(self) -> None:
+        """Names go before what needs them."""
         names = self._joiner.names[self._nr_names :]
         if names:
             self._nr_names += len(names)
             self._block(encode_block(NAMES, len(names), (0, 0), {NAMES: names}))
+
+    def _flush(self, table: str) -> None:
+        self._names()
         parts = [frame for frame in self._rows[table] if frame.rows]
         self._rows[table] = []
         if not parts:

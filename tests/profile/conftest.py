@@ -1,7 +1,5 @@
 """Traces to show: one of ours with every kind of event, one by a real clock, and real captures."""
 
-import io
-
 import pytest
 
 from deploy.cli.trace import FileSink
@@ -29,15 +27,12 @@ def recorded(path, *, phases=PHASES, clock=None, guests=None):
         runtime="local", seed=None, clock=STEP if clock is None else ns_clock(0), host=config,
         machine={}, shards=layout(1, 1),
     )  # fmt: skip
-    held = io.BytesIO()
-    held.close = lambda: None
-    sink = FileSink(lambda: held, header)
+    sink = FileSink(path, header)
     runtime = SimRuntime(config, sink=sink, clock=clock)
     Launch(work, config, runtime).run()
     runtime.close()
     sink.finish()
-    path.write_bytes(held.getvalue())
-    return own_trace(memoryview(held.getvalue()), path.name)
+    return own_trace(memoryview(path.read_bytes()), path.name)
 
 
 @pytest.fixture(scope="session")

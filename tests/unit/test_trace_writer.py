@@ -1,0 +1,116 @@
+"""The process that writes a trace: whatever becomes of the run, what had come is a whole file."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.cli.trace import FileSink
+from deploy.cli.trace_writer import Add, Begin, Flush, Requests, encode_order, write
+from deploy.driver.launch import Launch
+from deploy.profile.open import open_trace, own_trace
+from deploy.scenario.model import Build
+from deploy.sim.runtime import SimRuntime
+from deploy.world import host_config, layout
+from protocols.errno import BadInputError
+from services.trace.writer import STEP, describe_run
+from tests.helpers import guest, scenario
+
+CONFIG = host_config(scenario(guest("a", 16)).host)
+HEADER = describe_run(
+    runtime="local", seed=None, clock=STEP, host=CONFIG, machine={}, shards=layout(1, 1)
+)
+
+
+class Orders:
+    """A sink that keeps the orders it would give."""
+
+    def __init__(self):
+        self.orders = [Begin(HEADER)]
+
+    def add(self, tape, part, offset=0):
+        self.orders.append(Add(tape, part, offset))
+
+    def add_requests(self, envelopes):
+        self.orders.append(Requests(list(envelopes)))
+
+    def flush(self):
+        self.orders.append(Flush())
+
+
+def build(sink):
+    runtime = SimRuntime(CONFIG, sink=sink)
+    Launch(scenario(guest("a", 16), phases=(Build(),)), CONFIG, runtime).run()
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def orders():
+    sink = Orders()
+    build(sink)
+    return [encode_order(order) for order in sink.orders]
+
+
+def written(data):
+    file = io.BytesIO()
+    write(io.BytesIO(data), file)
+    return file.getvalue()
+
+
+def test_a_file_by_another_process_is_the_file_made_here(orders, tmp_path):
+    sink = FileSink(tmp_path / "t", HEADER)
+    build(sink)
+    sink.finish()
+    assert (tmp_path / "t").read_bytes() == written(b"".join(orders))
+
+
+def test_a_run_that_dies_leaves_a_whole_file(orders):
+    """Cut anywhere, also within an order: what had come whole is there, with its index."""
+    whole = own_trace(memoryview(written(b"".join(orders))), "t")
+    assert whole.messages.rows > 20
+    for cut in range(2, len(orders) + 1):
+        for missing in (0, 3, len(orders[cut - 1]) - 1):
+            data = b"".join(orders[:cut])
+            trace = own_trace(memoryview(written(data[: len(data) - missing])), "t")
+            assert not trace.truncated
+            assert set(trace.messages["id"].tolist()) <= set(whole.messages["id"].tolist())
+
+
+def test_nothing_is_written_before_the_header_has_come(orders):
+    assert written(orders[0][:-1]) == b""
+    assert own_trace(memoryview(written(orders[0])), "t").records == 0
+
+
+def test_the_writer_outlives_an_interrupt(orders, tmp_path):
+    with (tmp_path / "t").open("wb") as file:
+        writer = subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli.trace_writer"], stdin=subprocess.PIPE, stdout=file
+        )
+    writer.stdin.write(b"".join(orders[:3]))
+    writer.stdin.flush()
+    deadline = time.monotonic() + 30
+    while os.getpriority(os.PRIO_PROCESS, writer.pid) < 19 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    writer.send_signal(signal.SIGINT)
+    writer.communicate(b"".join(orders[3:]))
+    assert writer.returncode == 0
+    assert open_trace(tmp_path / "t").messages.rows > 20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_disk_that_is_full_is_one_line():
+    sink = FileSink(Path("/dev/full"), HEADER)
+    build(sink)
+    with pytest.raises(BadInputError, match="--trace /dev/full: cannot be written: No space left"):
+        sink.finish()
+
+
+def test_no_file_for_a_run_that_never_began(tmp_path):
+    sink = FileSink(tmp_path / "t", HEADER)
+    sink.finish()
+    assert not (tmp_path / "t").exists()
