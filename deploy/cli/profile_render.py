@@ -17,6 +17,7 @@ ROWS_MAX: Final = 24
 BARS: Final = " ▁▂▃▄▅▆▇█"
 SPARK_WIDTH: Final = 60
 PATH_ROWS: Final = 60
+SHARES_MAX: Final = 3
 Map = dict[str, Any]
 
 
@@ -134,22 +135,26 @@ def _paths(found: Map, clock: Clock, console: Console) -> None:
     if not paths:
         return
     made = table(
-        "\ncritical path: where the time went that everybody waited for, and so what is won at "
-        "most if it were free",
-        "path", "kind", "domid", "lasted", "messages", "mostly", left=2,
+        "\ncritical path: where the time went that everybody waited for, and what would be won if "
+        "a service took none",
+        "path", "kind", "domid", "lasted", "messages", "share of the path", "won if free", left=2,
     )  # fmt: skip
     for path in (paths["run"], *paths["slowest"]):
         if path is not None:
-            whole = max(path["end"] - path["start"], 1)
-            shares = ", ".join(
-                f"{name} {clock(ticks)} ({100 * ticks / whole:.0f} %)"
-                for name, ticks in list(path["if_free"].items())[:4]
-            )
             made.add_row(
                 path["id"], path["kind"], str(path["domid"]) if path["domid"] >= 0 else "",
-                clock(path["end"] - path["start"]), f"{path['messages']:,}", shares,
+                clock(path["end"] - path["start"]), f"{path['messages']:,}",
+                *(_shares(path, name) for name in ("by_service", "if_free")),
             )  # fmt: skip
     console.print(made)
+
+
+def _shares(path: Map, name: str) -> str:
+    """The largest parts of a path's time, in per cent of it."""
+    whole = max(path["end"] - path["start"], 1)
+    listed = sorted(path[name].items(), key=lambda item: -item[1])[:SHARES_MAX]
+    parts = [(service, round(100 * ticks / whole)) for service, ticks in listed]
+    return ", ".join(f"{service} {part} %" for service, part in parts if part)
 
 
 def order_name(order: str) -> str:
@@ -293,9 +298,18 @@ def print_path(path: Map, ticks_per_s: float, console: Console) -> None:
     console.print(made)
     if len(segments) > len(shown):
         console.print(f"... the {len(shown)} longest of {len(segments):,} steps")
-    made = table("\nwon at most if it were free", "service", "time", "share")
+    made = table(
+        "\nof the path, and won if it were free", "service", "on the path", "share", "won", "share"
+    )
     for name, ticks in path["if_free"].items():
-        made.add_row(name, clock(ticks), f"{100 * ticks / whole:.1f} %")
+        made.add_row(
+            name,
+            *(
+                text
+                for part in (path["by_service"].get(name, 0), ticks)
+                for text in (clock(part), f"{100 * part / whole:.1f} %")
+            ),
+        )
     console.print(made)
 
 

@@ -2,7 +2,8 @@
 
 Every message knows the message whose delivery made its sender send it. Followed backwards from an
 answer, that is the critical path: each step on it could not begin before the one before it had
-ended, and nothing beside it was waited for.
+ended, and nothing beside it was waited for. What would be won if a component were free is another
+question: ``services.trace.what_if`` answers it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import numpy.typing as npt
 
 from services.trace.frame import Trace
 from services.trace.stats import groups, service_of
+from services.trace.what_if import TRANSPORT, WhatIf
 
-TRANSPORT: Final = "transport"
-"""Whom the time is booked on that messages spend between shards."""
 CLIENT: Final = "client"
 PARTS: Final = ("idle", "transit", "queue", "service")
 """What a message on the path waited for, one after the other."""
@@ -58,6 +58,24 @@ class Chains:
         order = np.argsort(parents, kind="stable")
         return order, parents[order]
 
+    @cached_property
+    def what_if(self) -> WhatIf:
+        """The same trace with a component that takes no time."""
+        return WhatIf(self.trace, self._waits_for())
+
+    def _waits_for(self) -> Ticks:
+        """The row of what made each message's sender send it, as ``path`` takes it; -1: none."""
+        m = self.trace.messages
+        causes = m["cause"]
+        if not m.rows:
+            return np.zeros(0, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self._ids, causes), m.rows - 1)
+        rows = np.where(self._ids[at] == causes, self._order[at], -1)
+        by_client = np.flatnonzero(causes == 0)
+        got = np.searchsorted(m["started"][self._to_client], m["sent"][by_client], side="left")
+        rows[by_client] = np.append(self._to_client, -1)[got - 1]
+        return rows
+
     def row(self, message_id: int) -> int | None:
         """The row of a message; None if it is not in the trace."""
         at = int(np.searchsorted(self._ids, np.uint64(message_id)))
@@ -84,6 +102,9 @@ class Chains:
             before = self.row(cause) if cause else self._before_client(rows[-1])
             if before is None or int(m["started"][before]) < since:
                 break
+            if len(rows) > m.rows:
+                # A file may say that messages caused one another in a circle.
+                return [last]
             rows.append(before)
         rows.reverse()
         return rows
@@ -106,7 +127,8 @@ def request_path(chains: Chains, request: int) -> dict[str, Any] | None:
     if rows[0] != request:
         # The chain left the request: somebody else's step let go a lock that it waited for.
         rows = [request, *rows]
-    return _path(chains.trace, rows, int(m["received"][request]))
+    path = _path(chains.trace, rows, int(m["received"][request]))
+    return path | {"if_free": _if_free(path, chains.what_if.request(request, reply))}
 
 
 def run_path(chains: Chains) -> dict[str, Any] | None:
@@ -117,7 +139,18 @@ def run_path(chains: Chains) -> dict[str, Any] | None:
     rows = chains.path(int(np.argmax(m["ended"])), -1)
     path = _path(chains.trace, rows, int(m["sent"][rows[0]]), whole=True)
     path["id"], path["kind"] = "the whole run", ""
-    return path
+    return path | {"if_free": _if_free(path, chains.what_if.run())}
+
+
+def _if_free(path: dict[str, Any], won: dict[str, int]) -> dict[str, int]:
+    """Ticks won by each component that is on the path or wins something, the most first."""
+    shares: dict[str, int] = path["by_service"]
+    listed = {name: won.get(name, 0) for name in sorted({*won, *shares})}
+    return {
+        name: ticks
+        for name, ticks in sorted(listed.items(), key=lambda item: -item[1])
+        if ticks or name in shares
+    }
 
 
 def slowest(trace: Trace, nr: int) -> list[int]:
@@ -160,8 +193,7 @@ def _path(trace: Trace, rows: list[int], begin: int, *, whole: bool = False) -> 
         "end": int(until[-1]),
         "messages": len(rows),
         "segments": _segments(trace, rows, until, lasted, who),
-        "by_service": (shares := _by_service(trace, lasted, who)),
-        "if_free": dict(sorted(shares.items(), key=lambda item: -item[1])),
+        "by_service": _by_service(trace, lasted, who),
     }
 
 
