@@ -30,12 +30,22 @@ TREE_MAX: Final = 400
 UPDATES_MAX: Final = 150_000
 EVENTS_MAX: Final = 50_000
 CALLS_MAX: Final = 50_000
+HYPERCALLS_MAX: Final = 50_000
 DOMID_BITS: Final = 32
 SPANS_MAX: Final = 60_000
+RARE: Final = {
+    0: "set_trap_table", 2: "set_gdt", 3: "stack_switch", 4: "set_callbacks", 5: "fpu_taskswitch",
+    7: "platform_op", 8: "set_debugreg", 9: "get_debugreg", 10: "update_descriptor",
+    14: "update_va_mapping", 15: "set_timer_op", 17: "xen_version", 18: "console_io",
+    21: "vm_assist", 22: "update_va_mapping_otherdomain", 23: "iret", 24: "vcpu_op",
+    25: "set_segment_base", 27: "xsm_op", 28: "nmi_op", 30: "callback_op", 31: "xenoprof_op",
+    33: "physdev_op", 37: "kexec_op", 39: "argo_op", 40: "xenpmu_op", 42: "hypfs_op",
+}  # fmt: skip
+"""Hypercalls of public/xen.h that the report leaves to their numbers."""
 ASSETS: Final = "deploy.profile.assets"
 SCRIPTS: Final = (
-    "data", "words", "plot", "sight", "curves", "overview", "domain", "heat", "fleet", "kinds",
-    "paths", "contention", "xen", "lists", "sequence", "main",
+    "data", "words", "plot", "sight", "curves", "waits", "overview", "domain", "heat", "fleet",
+    "kinds", "paths", "contention", "xen", "pcpus", "lists", "sequence", "main",
 )  # fmt: skip
 """In the order in which they need one another."""
 WIDTHS: Final = ((1, "<u1"), (2, "<u2"), (4, "<u4"))
@@ -87,7 +97,7 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
         "kinds": list(trace.kinds),
         "types": TYPE_NAMES,
         "events": {str(int(event)): name for event, name in EVENT_NAMES.items()},
-        "hypercalls": {str(number): name for number, name in HYPERCALLS.items()},
+        "hypercalls": {str(number): name for number, name in {**RARE, **HYPERCALLS}.items()},
         "flagged": found.flags is not None,
         "broken": 0 if found.flags is None else int(np.count_nonzero(found.flags)),
         "orders": found.orders,
@@ -97,6 +107,7 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
         "calls": _calls(trace, block),
         "memory": _events(trace, block),
         "running": _running(trace, block),
+        "made": _hypercalls(trace, block),
     }
     page = _asset("page.html")
     parts = {
@@ -291,9 +302,24 @@ def _events(trace: Trace, block: Block) -> dict[str, Any]:
 
 def _running(trace: Trace, block: Block) -> dict[str, Any]:
     r = trace.running
-    rows = np.arange(0, r.rows, max(1, -(-r.rows // SPANS_MAX)))
+    by_time = np.argsort(r["start"], kind="stable")
+    keys = r["cpu"].astype(np.int64) << DOMID_BITS | (r["domid"].astype(np.int64) + 1)
+    rows, stands = chosen(keys[by_time], SPANS_MAX)
+    rows = by_time[rows]
     columns = {name: r[name][rows] for name in ("start", "end", "cpu", "domid", "vcpu")}
-    return block.table(columns, r.rows)
+    return block.table({**columns, "stands": stands}, r.rows)
+
+
+def _hypercalls(trace: Trace, block: Block) -> dict[str, Any]:
+    """Hypercalls of a xentrace, before all others those that made updates."""
+    calls = trace.hypercalls
+    by_time = np.argsort(calls["time"], kind="stable")
+    rows, stands = chosen(calls["op"][by_time], HYPERCALLS_MAX, calls["updates"][by_time] > 0)
+    rows = by_time[rows]
+    columns = {
+        name: calls[name][rows] for name in ("time", "cpu", "domid", "vcpu", "op", "updates")
+    }
+    return block.table({**columns, "stands": stands}, calls.rows)
 
 
 def _packed(data: bytes) -> str:

@@ -46,7 +46,7 @@ const { chromium: browserType } = require(playwright);
     else if (step.do === "press") await tab.keyboard.press(step.key);
     else if (step.do === "select") await tab.locator(step.on).selectOption(step.value);
     else if (step.do === "eval") results.push(await tab.evaluate(step.code));
-    else if (step.do === "shot") await tab.screenshot({ path: step.path, fullPage: step.full || false });
+    else if (step.do === "shot") await (step.on ? tab.locator(step.on) : tab).screenshot({ path: step.path, ...(step.on ? {} : { fullPage: step.full || false }) });
     await tab.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
   }
   process.stdout.write(JSON.stringify({ errors, requests, results, ready, loaded: Date.now() - begun }) + "\n");

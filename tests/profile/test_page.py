@@ -17,7 +17,7 @@ import deploy.profile.page as page_module
 from deploy.profile.open import open_trace
 from deploy.profile.page import chosen_messages, write_page
 from protocols.trace import ID_SHIFT
-from services.trace.critical import Chains
+from services.trace.critical import Chains, request_path
 from services.trace.frame import Trace
 from services.trace.report import report
 from services.trace.select import Selection
@@ -207,7 +207,7 @@ def look(code):
 
 
 VISIBLE = (
-    "[...document.querySelectorAll('main > section')].filter(s => s.offsetHeight).map(s => s.id)"
+    "[...document.querySelectorAll('main section')].filter(s => s.offsetHeight).map(s => s.id)"
 )
 
 
@@ -336,6 +336,75 @@ def test_figures_of_one_domain_are_those_of_the_report(own, browse):
 
 
 @pytest.mark.slow
+def test_percentiles_are_of_what_one_chooses(own, browse):
+    first = look("document.querySelector('#kinds-table tbody td:nth-child(5)').textContent")
+    kind = look("document.querySelector('#kinds-table tbody td').textContent")
+    name, latency, queue, link, title = browse(
+        own, {"do": "window"}, kind, first, {"do": "click", "on": "[data-of=queue]"}, first,
+        look("location.hash"), look("document.querySelector('#latency-name').textContent"),
+    )  # fmt: skip
+    said = report(own)["messages"][name]
+    assert (latency, queue) == (f"{said['p50']:,}", f"{said['queue']['p50']:,}")
+    assert "of=queue" in link
+    assert title == "Queue time"
+
+
+@pytest.mark.slow
+def test_contention_of_one_domain_is_that_of_the_report(own, browse):
+    boxes, locks, even = browse(
+        own, {"do": "window"}, {"do": "select", "on": "#domid", "value": "1"},
+        look("contentionInSight().mailboxes"), look("contentionInSight().locks"),
+        look("contentionInSight().fairness"),
+    )  # fmt: skip
+    said = report(own, Selection(domid=1))["contention"]
+    assert sorted(boxes, key=lambda each: each["shard"]) == said["mailboxes"]
+    assert locks == said["locks"]
+    whole = report(own)["contention"]["fairness"]
+    assert even["jain"] == pytest.approx(whole["jain"])
+    assert even["domains"] == whole["domains"]
+
+
+@pytest.mark.slow
+def test_every_request_has_the_critical_path_that_the_command_prints(own, browse):
+    chains = Chains(own)
+    m = own.messages
+    requests = np.flatnonzero((m["reply_to"] == 0) & (m["ended"] >= 0) & (m["src"] != m["dst"]))
+    expected = {}
+    for row in requests.tolist():
+        path = request_path(chains, row)
+        if path is not None:
+            expected[path["id"]] = [
+                path["start"], path["end"], path["messages"], path["segments"], path["by_service"],
+            ]  # fmt: skip
+    (found,) = browse(
+        own, {"do": "window"},
+        look(f"Object.fromEntries({json.dumps(list(expected))}.map(id => {{"
+             "const path = requestPath(rowOf(id));"
+             "return [id, [path.start, path.end, path.messages, path.segments, path.by_service]];"
+             "}))"),
+    )  # fmt: skip
+    assert len(expected) > 40
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_a_chosen_message_shows_its_critical_path(own, browse):
+    row = next(
+        at for at, kind in enumerate(own.messages["kind"].tolist())
+        if own.kinds[kind] == "decrease_reservation"
+    )  # fmt: skip
+    name = own.name_of(int(own.messages["id"][row]))
+    shown, domain = browse(
+        own, {"do": "window"}, {"do": "search", "text": name},
+        look("document.querySelector('#chosen-path').textContent"), {"do": "press", "key": "Escape"},
+        {"do": "search", "text": "d2"}, look("state.domid"),
+    )  # fmt: skip
+    assert shown.startswith(f"{name}decrease_reservation")
+    assert "spent in" in shown
+    assert domain == "2"
+
+
+@pytest.mark.slow
 def test_the_strip_and_the_keys_move_what_is_in_sight(own, browse):
     window = look("[state.t0, state.t1]")
     whole, dragged, moved, wider, later = browse(
@@ -443,18 +512,32 @@ def test_light_and_dark(own, browse):
 
 @pytest.mark.slow
 def test_a_real_capture_has_its_own_views(browse):
-    visible, calls, broken, lane = browse(
+    visible, calls, broken, runs, lane, seen = browse(
         open_trace(CAPTURE), {"do": "window", "width": 500, "height": 800}, look(VISIBLE),
         look("document.querySelector('#hypercalls-body tbody td').textContent"),
         look("document.documentElement.scrollWidth <= 500"),
+        look("lists['runs-body'].rows.map(i => H.updates[i])"),
         {"do": "drag", "on": "#overview-plot", "from": 0.5, "to": 0.6},
         look("[isWhole(), overview.rate]"),
+        look("[[state.t0, state.t1], sum(sharesInSight(300).map(s => sum(s.bins) / 300)),"
+             " hypercallsInSight()]"),
     )  # fmt: skip
     assert visible == [
-        "overview", "domain", "heat", "hypercalls", "events", "pcpus", "updates",
+        "overview", "domain", "heat", "hypercalls", "runs", "events", "pcpus", "updates",
     ]  # fmt: skip
     assert calls == "memory_op"
     assert lane == [False, None], "zoomed or not, it has no messages"
+    assert runs[0] == max(open_trace(CAPTURE).hypercalls["updates"].tolist())
+    half, share, named = seen
+    trace = open_trace(CAPTURE)
+    calls = trace.hypercalls
+    inside = (calls["time"] >= half[0]) & (calls["time"] <= half[1])
+    assert sum(each["count"] for each in named.values()) == np.count_nonzero(inside)
+    assert sum(each["updates"] for each in named.values()) == int(calls["updates"][inside].sum())
+    r = trace.running
+    ran = np.minimum(r["end"], half[1]) - np.maximum(r["start"], half[0])
+    busy = int(ran[(ran > 0) & (r["domid"] < 0x7FF0)].sum())
+    assert share == pytest.approx(busy / (half[1] - half[0]), rel=1e-3)
     assert broken is True, "a narrow window needs no scrolling sideways"
 
 

@@ -2,9 +2,10 @@
 
 let queues = null;
 function drawContention() {
-  const c = R.contention;
-  $("contention").hidden = !c;
-  if (!c) return;
+  $("contention").hidden = !R.contention;
+  if (!R.contention) return;
+  const c = contentionInSight(), whole = c === R.contention && !(isWhole() && !state.domid);
+  $("contention-title").textContent = `who waited for whom${whole ? "; tables of the whole run: this page holds a sample of the messages" : ""}`;
   drawQueues();
   const boxes = [...(c.mailboxes || [])].sort((a, b) => b.wait_total - a.wait_total), most = Math.max(1, ...boxes.map((b) => b.wait_total));
   const numbers = (words) => words.map((h, i) => el("th", { class: i ? "" : "t" }, h));
@@ -22,6 +23,7 @@ function drawContention() {
 function drawQueues() {
   $("queues").hidden = !M.rows;
   if (!M.rows) return;
+  $("queues-title").textContent = `messages on average in each ${time(Math.round((state.t1 - state.t0) / (evenEdges().length - 1)))}${M.complete ? "" : ", estimated"}`;
   queues = queuesInSight();
   const p = canvas("queues-plot", { right: 10 }), layers = queues.layers.map(([name, values], i) => [colour(name, i), values]);
   timeAxis(p);

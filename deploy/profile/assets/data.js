@@ -14,6 +14,7 @@ let U; // p2m updates
 let E; // other events
 let S; // what each domain had mapped, from each time on
 let C; // populate_physmap calls
+let H; // hypercalls of a real Xen
 let P; // who ran on which pcpu
 let domids;
 
@@ -21,7 +22,7 @@ const state = {
   t0: 0, t1: 1, // what is in sight
   g0: NONE, g1: NONE, // the gfns that the map shows, NONE for all
   domid: "", kind: "", gfn: NONE, row: NONE,
-  metric: "updates", group: "messages", sort: "service", down: true,
+  metric: "updates", group: "messages", of: "latency", sort: "service", down: true,
   by: "", byDown: true, // how the list of messages is sorted
   theme: "",
 };
@@ -62,7 +63,7 @@ async function readData() {
   R = D.report;
   R.domains = R.domains || {};
   R.messages = R.messages || {};
-  [M, U, E, P, S, C] = [D.messages, D.updates, D.memory, D.running, D.steps, D.calls].map((each) => table(each, block));
+  [M, U, E, P, S, C, H] = [D.messages, D.updates, D.memory, D.running, D.steps, D.calls, D.made].map((each) => table(each, block));
   domids = Object.keys(R.domains).sort((a, b) => a - b);
   const broken = U.shatters.reduce((n, flags) => n + (flags ? 1 : 0), 0);
   U.brokeEach = broken ? D.broken / broken : 0; // how many shatters one of this page stands for
@@ -95,5 +96,6 @@ const idOf = (i) => `${D.names[M.src[i]]}#${M.seq[i]}`;
 const sentAt = (i) => M.started[i] - M.queue[i] - M.transit[i];
 const endedAt = (i) => (M.lasted[i] ? M.started[i] + M.lasted[i] - 1 : M.started[i]);
 const latencyOf = (i) => (M.lasted[i] ? M.queue[i] + M.lasted[i] - 1 : 0);
+const awaitingOf = (i) => (M.lasted[i] ? Math.max(0, M.lasted[i] - 1 - M.busy[i] - M.lock_wait[i]) : 0);
 const isWhole = () => state.t0 === R.span[0] && state.t1 === R.span[1];
 const superpage = (gfn) => Math.floor(gfn / 512) * 512;

@@ -52,13 +52,24 @@ function drawStrip(p, name, { edges, values }, top) {
   p.g.fillStyle = colours.dim;
   p.g.textAlign = "left";
   p.g.fillText(shortCount(most), p.right + 6, lane.bottom - 5);
-  const wide = p.g.measureText(words).width;
+  const wide = p.g.measureText(words).width, x = emptiest(p, edges, values, wide + 10);
   p.g.fillStyle = colours.card;
   p.g.globalAlpha = 0.82;
-  p.g.fillRect(p.left + 1, lane.top, wide + 8, STRIP_HEIGHT - 5);
+  p.g.fillRect(x, lane.top, wide + 8, STRIP_HEIGHT - 5);
   p.g.globalAlpha = 1;
   p.g.fillStyle = colours.ink;
-  p.g.fillText(words, p.left + 5, lane.top + 7);
+  p.g.fillText(words, x + 4, lane.top + 7);
+}
+// Where a name hides the least of a lane: on the left if that is empty, else further to the right.
+function emptiest(p, edges, values, wide) {
+  const right = p.right - wide, places = [p.left + 1, right, (p.left + right) / 2, (3 * p.left + right) / 4, (p.left + 3 * right) / 4];
+  let best = places[0], least = Infinity;
+  for (const x of places) {
+    let hidden = 0;
+    for (let i = binAt(edges, toT(p, x)), end = binAt(edges, toT(p, x + wide)); i <= end; i++) if (values[i]) hidden++;
+    if (hidden < least) { least = hidden; best = x; }
+  }
+  return best;
 }
 function domainTip(t) {
   if (!memoryShown) return "";

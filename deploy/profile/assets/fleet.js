@@ -56,9 +56,13 @@ function orderBar(found, top) {
 }
 function sparkline(d) {
   if (!d.series) return "";
-  const c = d.series.coverage, wide = 150, high = 18, step = Math.max(1, Math.floor(c.length / 75));
+  const c = shareOf({ edges: d.series.edges, mapped: d.series.mapped }), wide = 150, high = 18, step = Math.max(1, Math.floor(c.length / 75));
   let path = "";
-  for (let i = 0; i < c.length; i += step) path += `${path ? "L" : "M"}${((wide * i) / c.length).toFixed(1)} ${(high - 1.5 - c[i] * (high - 3)).toFixed(1)}`;
+  for (let i = 0, on = false; i < c.length; i += step) {
+    if (Number.isNaN(c[i])) { on = false; continue; }
+    path += `${on ? "L" : "M"}${((wide * i) / c.length).toFixed(1)} ${(high - 1.5 - c[i] * (high - 3)).toFixed(1)}`;
+    on = true;
+  }
   const broke = d.series.shatters.map((n, i) => (n ? (wide * i) / c.length : -1)).filter((x) => x >= 0);
   return svg("svg", { width: wide, height: high, "aria-hidden": "true" }, svg("path", { d: path, class: "cover" }), broke.filter((x, i) => !i || x - broke[i - 1] > 0).slice(0, 80).map((x) => svg("path", { d: `M${x.toFixed(1)} 5l-2.5 -4h5z`, class: "broke" })));
 }

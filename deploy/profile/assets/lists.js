@@ -135,7 +135,8 @@ function storyInSight() {
   const eventsUntil = (t) => {
     for (; e < E.rows && E.time[e] <= t; e++) if (fits(E.time[e], E.domid[e]) && (state.gfn < 0 || (E.gfn[e] && touches(E.gfn[e] - 1, 1, E.order[e])))) found.push(~e);
   };
-  for (let i = 0; i < U.rows; i++) {
+  const [first, end] = rowsInSight(U.time);
+  for (let i = first; i < end; i++) {
     eventsUntil(U.time[i]);
     if (fits(U.time[i], U.domid[i]) && (state.gfn < 0 || touches(U.gfn[i], 1, U.order[i]))) found.push(i);
   }

@@ -50,8 +50,9 @@ function search(text) {
   if (!text) { Object.assign(state, { gfn: NONE, row: NONE }); redraw(); }
   else if (text.includes("#")) pickId(text);
   else if (/^(0x[0-9a-f]+|\d+)$/i.test(text)) searchNumber(text);
+  else if (domids.includes((/^d(?:om(?:ain)?)? ?(\d+)$/i.exec(text) || [])[1])) setDomid(/\d+/.exec(text)[0]);
   else if (kinds.length) { state.kind = kinds.includes(text) ? text : kinds[0]; redraw(); }
-  else say(`nothing is called ${text}: try a gfn (0x1200 or 4608), a message (p2m/3#17) or a kind`);
+  else say(`nothing is called ${text}: try a gfn (0x1200 or 4608), a message (p2m/3#17), a domain (d3) or a kind`);
 }
 // Numbers as large as an id of a message are one; others are gfns.
 function searchNumber(text) {
@@ -134,6 +135,7 @@ function remember() {
   if (state.row >= 0) kept.id = idOf(state.row);
   if (state.metric !== "updates") kept.metric = state.metric;
   if (state.group !== "messages") kept.group = state.group;
+  if (state.of !== "latency") kept.of = state.of;
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
 function recall() {
@@ -147,6 +149,7 @@ function recall() {
   if (gfns.length === 2 && gfns[0] >= 0 && gfns[1] > gfns[0]) [state.g0, state.g1] = [gfns[0], gfns[1] + 1];
   if (kept.get("metric") === "shatters") state.metric = "shatters";
   state.group = kept.get("group") === "services" ? "services" : "messages";
+  state.of = TIMES[kept.get("of")] ? kept.get("of") : "latency";
   if (kept.has("id")) state.row = rowOf(kept.get("id"));
   if (["dark", "light"].includes(kept.get("theme"))) state.theme = kept.get("theme");
   $("domid").value = state.domid;
@@ -188,7 +191,7 @@ function listen() {
   $("close").addEventListener("click", () => { state.row = NONE; redraw(); });
   $("copy").addEventListener("click", copyDiagram);
   for (const button of all("[data-metric]")) button.addEventListener("click", () => { state.metric = button.dataset.metric; redraw(); });
-  for (const button of all("[data-group]")) button.addEventListener("click", () => { state.group = button.dataset.group; redraw(); });
+  for (const name of ["group", "of"]) for (const button of all(`[data-${name}]`)) button.addEventListener("click", () => { state[name] = button.dataset[name]; redraw(); });
   listenKeys();
   new ResizeObserver(redraw).observe(document.querySelector("main"));
   addEventListener("hashchange", () => { recall(); redraw(); });

@@ -28,7 +28,51 @@ function pathRow(path) {
   return el("div", { class: "path" },
     el("div", { class: "name" }, el("button", { type: "button", class: "link mono", title: "show this stretch of time", onclick: () => pickPath(path) }, path.id), el("small", {}, facts.filter(Boolean).join(" · "))),
     stripe,
-    el("div", { class: "won" }, "won if free: ", Object.entries(path.if_free || {}).slice(0, 5).map(([name, ticks]) => el("span", {}, swatch(colour(name)), `${name} ${time(ticks)} `, el("b", {}, percent(ticks, whole))))));
+    el("div", { class: "won" }, path.if_free ? "won if free: " : "spent in: ", Object.entries(path.if_free || path.by_service).sort((a, b) => b[1] - a[1]).slice(0, 5).map(([name, ticks]) => el("span", {}, swatch(colour(name)), `${name} ${time(ticks)} `, el("b", {}, percent(ticks, whole))))));
+}
+// The critical path of any request whose answer is in this page; as services/trace/critical.py has it.
+let replies = null, toClient = null;
+function replyOf(row) {
+  if (!replies) { replies = new Map(); for (let i = 0; i < M.rows; i++) if (M.asked[i]) replies.set(M.asked[i] - 1, i); }
+  return replies.has(row) ? replies.get(row) : NONE;
+}
+// What the client sends has no cause; it is taken to wait for what it got last before.
+function beforeClient(row) {
+  if (!toClient) toClient = Array.from({ length: M.rows }, (_, i) => i).filter((i) => service(D.names[M.dst[i]]) === "client");
+  const nr = nrBefore(Float64Array.from(toClient, (i) => M.started[i]), sentAt(row));
+  return nr ? toClient[nr - 1] : NONE;
+}
+function requestPath(root) {
+  const reply = replyOf(root), rows = [];
+  if (reply < 0) return null;
+  for (let at = reply; at >= 0 && (at === reply || M.started[at] >= M.started[root]);) {
+    rows.unshift(at);
+    const mine = service(D.names[M.src[at]]) === "client";
+    if (!M.cause[at] && !mine && at !== root && !M.complete) return null; // this page lacks a part of it
+    at = M.cause[at] ? M.cause[at] - 1 : mine ? beforeClient(at) : NONE;
+  }
+  if (rows[0] !== root) rows.unshift(root);
+  const start = M.started[root] - M.queue[root], segments = [], by_service = {};
+  let end = start;
+  rows.forEach((i, nr) => {
+    const last = nr === rows.length - 1, sent = sentAt(i);
+    const until = last ? [sent] : [sent, sent + M.transit[i], M.started[i], sentAt(rows[nr + 1])];
+    ["idle", "transit", "queue", "service"].slice(0, until.length).forEach((what, part) => {
+      if (until[part] <= end) return;
+      const component = what === "transit" ? "transport" : D.names[what === "idle" ? M.src[i] : M.dst[i]], name = service(component);
+      segments.push({ component, what, start: end, end: until[part], id: idOf(i), kind: D.kinds[M.kind[i]] });
+      by_service[name] = (by_service[name] || 0) + until[part] - end;
+      end = until[part];
+    });
+  });
+  return { id: idOf(root), kind: D.kinds[M.kind[root]], domid: M.domid[root], start, end, messages: rows.length, segments, by_service };
+}
+function drawChosenPath(root) {
+  const path = requestPath(root), box = $("chosen-path");
+  if (path) {
+    box.replaceChildren(pathRow(path));
+    paintStripe(box.querySelector("canvas"), path);
+  } else box.replaceChildren(empty(M.lasted[root] && !M.complete ? `Not all of its critical path is in this page; profile --critical-path ${idOf(root)} shows it.` : "It was never answered, so it has no critical path."));
 }
 function pickPath(path) {
   const row = rowOf(path.id);

@@ -103,9 +103,10 @@ function stacked(p, edges, layers, top, touching) {
       for (let i = a; i < b; i++) {
         const v = values[i];
         if (!v) continue;
-        const x = toX(p, edges[i]), wide = toX(p, edges[i + 1]) - x, tall = (v / top) * high;
+        // Steps that touch begin at whole pixels, or a seam would show between them.
+        const at = toX(p, edges[i]), x = touching ? Math.round(at) : at, wide = toX(p, edges[i + 1]) - x, tall = (v / top) * high;
         const y = p.bottom - (base[i - a] / top) * high - tall;
-        g.fillRect(x, y, Math.max(touching ? wide + 0.5 : wide - (wide > 4 ? 0.6 : 0), 1), Math.max(tall, 0.8));
+        g.fillRect(x, y, Math.max(touching ? Math.round(wide) : wide - (wide > 4 ? 0.6 : 0), 1), Math.max(tall, 0.8));
         base[i - a] += v;
       }
     }

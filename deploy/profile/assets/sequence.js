@@ -32,6 +32,7 @@ function drawSequence() {
   $("sequence-title").textContent = `${idOf(root)} ${D.kinds[M.kind[root]]}${M.domid[root] >= 0 ? `, ${domainName(M.domid[root])}` : ""}: ${plural(rows.length, "message")}${rows.length === ARROWS ? " (the first; there are more)" : ""}, ${M.lasted[root] ? time(latencyOf(root)) : "never answered"}`;
   drawLifelines(root, rows, names);
   drawCauses();
+  drawChosenPath(root);
   diagram = ["sequenceDiagram", ...names.map((n, i) => `    participant c${i} as ${n}`),
     ...rows.map((i) => `    c${names.indexOf(D.names[M.src[i]])}${M.isReply[i] ? "-->>" : "->>"}c${names.indexOf(D.names[M.dst[i]])}: ${mermaidWords(i)}`),
     ...(rows.length === ARROWS ? [`    Note over c${names.indexOf(D.names[M.dst[root]])}: cut at ${ARROWS} messages`] : [])].join("\n") + "\n";

@@ -75,7 +75,7 @@ function figuresOf(rows) {
   return {
     count: nr, bytes: size, ...pick(latencyOf, rows.filter((i) => M.lasted[i])),
     queue: pick((i) => M.queue[i]), service: pick((i) => M.busy[i]), lock: pick((i) => M.lock_wait[i]),
-    awaiting: pick((i) => (M.lasted[i] ? Math.max(0, M.lasted[i] - 1 - M.busy[i] - M.lock_wait[i]) : 0)),
+    awaiting: pick(awaitingOf),
   };
 }
 // How many messages waited in the mailboxes of each service, on average over each bin.

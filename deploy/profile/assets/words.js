@@ -47,7 +47,7 @@ function moment(ticks) {
   if (!R.ticks_per_s) return count(since);
   const per = R.ticks_per_s, wide = (R.span[1] - R.span[0]) / per;
   const [unit, name] = wide >= 1 ? [1, "s"] : wide >= 1e-3 ? [1e-3, "ms"] : [1e-6, "µs"];
-  const digits = Math.min(6, Math.max(0, 6 - Math.ceil(Math.log10(Math.max(wide / unit, 1)))));
+  const shown = (state.t1 - state.t0) / per / unit, digits = Math.min(9, Math.max(0, 5 - Math.floor(Math.log10(shown))));
   return `${(since / per / unit).toFixed(digits)} ${name}`;
 }
 function bytes(n) {

@@ -1,0 +1,40 @@
+// Mailboxes, locks and fairness of what is in sight: of the whole run from the report, of a part from the rows.
+
+function contentionInSight() {
+  if (!M.complete || (isWhole() && !state.domid)) return R.contention;
+  const domid = chosenDomid(), [first, end] = rowsInSight(M.started), boxes = new Map(), locks = new Map(), waited = new Map();
+  const into = (map, key, i) => { if (map.has(key)) map.get(key).push(i); else map.set(key, [i]); };
+  for (let i = first; i < end; i++) {
+    if (M.domid[i] >= 0 && !M.isReply[i] && M.lasted[i]) into(waited, M.domid[i], i); // domains are compared with all others
+    if (domid >= 0 && M.domid[i] !== domid) continue;
+    into(boxes, M.shard[i], i);
+    if (M.lock_wait[i] > 0) into(locks, M.dst[i], i);
+  }
+  return { mailboxes: [...boxes].map(mailboxOf), locks: [...locks].map(lockOf).sort((a, b) => b.total - a.total), fairness: fairnessOf(waited) };
+}
+// Just before a message is taken, all that came by then wait, less those taken before.
+function mailboxOf([shard, rows]) {
+  const { total, p99 } = percentiles(Float64Array.from(rows, (i) => M.queue[i]));
+  const received = Float64Array.from(rows, (i) => M.started[i] - M.queue[i]).sort();
+  let longest = 0, at = 0;
+  rows.forEach((i, taken) => {
+    const length = nrBefore(received, M.started[i], true) - taken;
+    if (length > longest) { longest = length; at = M.started[i]; }
+  });
+  return { shard, service: service(D.names[M.dst[rows[0]]]), messages: rows.length, wait_total: total, wait_p99: p99, longest, at };
+}
+function lockOf([dst, rows]) {
+  const { total, max } = percentiles(Float64Array.from(rows, (i) => M.lock_wait[i]));
+  return { name: D.names[dst], waits: rows.length, total, max };
+}
+function fairnessOf(waited) {
+  const domains = {};
+  let each = 0, squares = 0;
+  for (const [domid, rows] of waited) {
+    const { total, p99 } = percentiles(Float64Array.from(rows, latencyOf)), mean = total / rows.length;
+    domains[domid] = { requests: rows.length, mean, p99 };
+    each += mean;
+    squares += mean * mean;
+  }
+  return { jain: squares ? (each * each) / (waited.size * squares) : 1, domains };
+}
