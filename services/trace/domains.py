@@ -17,6 +17,7 @@ from services.trace.populates import NO_CALLS, Calls, populates
 from services.trace.select import Selection
 from services.trace.stats import bin_of, edges_of, groups
 from services.trace.superpages import Flags, GfnMap
+from services.trace.xen_populates import xen_populates
 
 SERIES_BINS: Final = 240
 SERIES_CELLS: Final = 24_000
@@ -53,8 +54,11 @@ class Rows:
     updates: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     events: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     downs: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """When its tables were torn down."""
-    calls: Calls = NO_CALLS
+    """When its tables were torn down, or its domid was given to another domain."""
+    calls: Calls | None = None
+    """None: how it was populated is not known."""
+    unknown: int = 0
+    """Frames that it got nobody knows how."""
 
 
 def domains(
@@ -94,6 +98,15 @@ def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
         downs = np.flatnonzero(m["kind"] == kinds.index("p2m_teardown"))
         for domid, rows in groups(m["domid"][downs]):
             found[domid].downs = np.sort(m["started"][downs[rows]])
+        for each in found.values():
+            each.calls = each.calls or NO_CALLS
+    else:
+        downs = trace.domids_given_again()
+        for domid, each in found.items():
+            each.downs = downs.get(domid, each.downs)
+        calls, unknown = xen_populates(trace, selection, downs)
+        for domid, each in calls.items():
+            found[domid].calls, found[domid].unknown = each, unknown.get(domid, 0)
     return {
         domid: rows
         for domid, rows in found.items()
@@ -124,8 +137,10 @@ def _domain(
         "final_extents": replay.final(frames=True),
         "final_leaves": replay.final(frames=False),
     }
-    if trace.messages.rows:
+    if rows.calls is not None:
         section["populate"] = rows.calls.section()
+        if rows.unknown:
+            section["populate"]["unknown_frames"] = rows.unknown
     if views:
         section["series"] = _series(rows, updates, events, flags, replay, edges)
         section["hottest"] = _hottest(updates, flags)
@@ -234,8 +249,9 @@ def _series(
     }
     for event, name in SERIES_EVENTS.items():
         series[name] = count(events["time"][events["event"] == event])
-    series["populate_calls"] = count(rows.calls.started)
-    series["extents"] = count(rows.calls.started, rows.calls.asked)
+    calls = rows.calls or NO_CALLS
+    series["populate_calls"] = count(calls.started)
+    series["extents"] = count(calls.started, calls.asked)
     return series
 
 

@@ -104,6 +104,11 @@ class Trace:
                 counts[name] = counts.get(name, 0) + int((self.events["event"] == event).sum())
         return {name: count for name, count in counts.items() if count}
 
+    def domids_given_again(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Of a xentrace: when each domid was given to a new domain after one that was destroyed."""
+        given: dict[int, list[int]] = self.header.get("given_again", {})
+        return {domid: np.array(times, dtype=np.int64) for domid, times in given.items()}
+
     @property
     def unit(self) -> str:
         """What a tick is: ``s`` fractions, or ``steps``."""

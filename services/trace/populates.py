@@ -20,18 +20,27 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Calls(NamedTuple):
-    """Calls in order of time: when each began, its order, extents asked for and done."""
+    """Calls in order of time: when each began, its order, extents asked for and done.
+
+    ``fell``: the larger order from which the ladder stepped down to each call, -1 where it did not;
+    None: a call that did less than it was asked fell to the smaller order of the next.
+    """
 
     started: Numbers
     order: Numbers
     asked: Numbers
     done: Numbers
+    fell: Numbers | None = None
 
     def section(self) -> dict[str, Any]:
         """What the report says of them."""
         order, asked, done = self.order, self.asked, self.done
-        short = np.flatnonzero((done < asked)[:-1] & (order[1:] < order[:-1]))
-        fallbacks = Counter(f"{order[step]}->{order[step + 1]}" for step in short.tolist())
+        fell = self.fell
+        if fell is None:
+            short = np.append(False, (done < asked)[:-1] & (order[1:] < order[:-1]))[: len(order)]
+            fell = np.where(short, np.roll(order, 1), -1)
+        steps = np.flatnonzero(fell >= 0).tolist()
+        fallbacks = Counter(f"{fell[step]}->{order[step]}" for step in steps)
         ranked: list[int] = np.sort(asked).tolist() or [0]
         top = len(ranked) - 1
         return {

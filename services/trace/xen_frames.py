@@ -24,6 +24,8 @@ PV_HYPERCALL: Final = 0x0020_100D
 PV_SUBCALL: Final = 0x0020_200E
 VMMCALL: Final = 0x0008_2012
 RUNSTATE: Final = 0x0002_1000
+DOM_ADD: Final = 0x0004_1001
+DOM_REM: Final = 0x0004_1002
 NUMBER_MASK: Final = 0xF_FFFF
 """A PV hypercall's word: its number, and in the bits above which arguments follow."""
 NEW_STATE_SHIFT: Final = 4
@@ -55,6 +57,7 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
             "cpus": len(np.unique(decoded.cpu)),
             "cut": cut,
             "span": (0, int(time.max())),
+            "given_again": context.given_again(),
         },
         ticks_per_s=cpu_hz,
         updates=context.updates(),
@@ -205,6 +208,24 @@ class _Context:
         record = whole.pop("record")
         by_time = np.lexsort((record, trace.tsc[record]))
         return Frame.of("events", {name: column[by_time] for name, column in whole.items()})
+
+    def given_again(self) -> dict[int, list[int]]:
+        """{domid: times} at which a domid was given to a new domain after the old one had gone.
+
+        Destroying a domain updates no p2m: its tables are freed wholesale. A first dom_add says
+        nothing: updates have the last TSC of their pcpu, and may come before it.
+        """
+        event = self._trace.event[self._order]
+        gone: set[int] = set()
+        found: dict[int, list[int]] = {}
+        for row in self._order[(event == DOM_ADD) | (event == DOM_REM)].tolist():
+            domid = int(self._words[self._trace.payload[row]])
+            if self._trace.event[row] == DOM_REM:
+                gone.add(domid)
+            elif domid in gone:
+                gone.remove(domid)
+                found.setdefault(domid, []).append(int(self._time[row]))
+        return found
 
     def hypercalls(self) -> Frame:
         """HYPERCALLS, by time."""
