@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.profile.unpack import kind_of, unpack
 from protocols.errno import BadInputError
 from services.trace.blocks import (
     NAMES,
@@ -39,10 +38,12 @@ def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
         BadInputError: it cannot be read, or is neither.
     """
     source = str(path)
-    data = read_file(Path(path))
-    if not is_trace(data):
-        return read_trace(data, source, cpu_hz=cpu_hz)
-    return own_trace(data, source)
+    data, cut = read_part(Path(path))
+    own = is_trace(data)
+    trace = own_trace(data, source) if own else read_trace(data, source, cpu_hz=cpu_hz)
+    if cut:
+        trace.truncated, trace.header["cut"] = True, cut
+    return trace
 
 
 def is_long_xentrace(path: Path) -> bool:
@@ -59,23 +60,33 @@ def read_file(path: Path) -> memoryview:
     """The bytes of a file, mapped; unpacked if its first bytes say that it is an archive.
 
     Raises:
-        BadInputError: it cannot be read or unpacked.
+        BadInputError: it cannot be read or unpacked, or not all of it.
+    """
+    data, cut = read_part(path)
+    if cut:
+        raise BadInputError(cut)
+    return data
+
+
+def read_part(path: Path) -> tuple[memoryview, str]:
+    """As ``read_file``; of an archive that was cut off what is in there, and a line about that.
+
+    Raises:
+        BadInputError: it cannot be read, is damaged, or nothing is in there.
     """
     try:
         with path.open("rb") as file:
             start = file.read(6)
-            if start == b"\xfd7zXZ\x00":
-                return memoryview(lzma.decompress(path.read_bytes()))
-            if start[:2] == b"\x1f\x8b":
-                return memoryview(gzip.decompress(path.read_bytes()))
+            mark = kind_of(start)
+            if mark is not None:
+                data, cut = unpack(path, mark)
+                return memoryview(data), cut
             if not start:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        reason = error.strerror or str(error)
+                return memoryview(b""), ""
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise BadInputError(f"{path}: cannot be read: {reason}") from None
-    except (lzma.LZMAError, EOFError, ValueError) as error:
-        raise BadInputError(f"{path}: truncated or damaged archive: {error}") from None
 
 
 def give_back(data: memoryview) -> Callable[[int], None]:
