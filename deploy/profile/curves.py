@@ -72,14 +72,14 @@ def curves(trace: Trace, report: dict[str, Any], most: int = STEPS_MAX) -> Curve
 
 
 class _Lives:
-    """The updates by domain and, where tables were torn down in between, by life of it.
+    """The updates by domain and, where its tables were torn down in between, by life of it.
 
     ``order``: rows by life, in order of execution; ``life`` and ``time`` of each of them.
     """
 
     def __init__(self, trace: Trace) -> None:
         u, m = trace.updates, trace.messages
-        downs: dict[int, Table] = {}
+        downs: dict[int, Table] = {} if m.rows else trace.domids_given_again()
         if m.rows and TEARDOWN in trace.kinds:
             gone = np.flatnonzero(m["kind"] == list(trace.kinds).index(TEARDOWN))
             for domid, rows in groups(m["domid"][gone]):

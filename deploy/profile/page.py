@@ -13,14 +13,17 @@ from typing import Any, Final, TextIO
 import numpy as np
 
 from deploy.profile.curves import Curves, curves
+from deploy.profile.sample import chosen, spread, standing
 from protocols.trace import EVENT_NAMES, ID_SHIFT, NO_GFN
 from services.trace.critical import Chains, slowest, tree
 from services.trace.domains import TYPE_NAMES
 from services.trace.frame import Column, Trace
-from services.trace.populates import populates
+from services.trace.populates import Calls, populates
 from services.trace.report import HYPERCALLS
-from services.trace.stats import groups, services
+from services.trace.select import Selection
+from services.trace.stats import services
 from services.trace.superpages import Flags
+from services.trace.xen_populates import xen_populates
 
 MESSAGES_MAX: Final = 150_000
 """Messages that a page holds; of a longer trace the slowest hypercalls whole, and a sample."""
@@ -44,8 +47,8 @@ RARE: Final = {
 """Hypercalls of public/xen.h that the report leaves to their numbers."""
 ASSETS: Final = "deploy.profile.assets"
 SCRIPTS: Final = (
-    "data", "words", "plot", "sight", "curves", "waits", "overview", "domain", "heat", "fleet",
-    "kinds", "paths", "contention", "xen", "pcpus", "lists", "sequence", "main",
+    "data", "words", "plot", "sight", "curves", "waits", "facts", "overview", "domain", "heat",
+    "fleet", "kinds", "paths", "contention", "xen", "pcpus", "lists", "sequence", "main",
 )  # fmt: skip
 """In the order in which they need one another."""
 WIDTHS: Final = ((1, "<u1"), (2, "<u2"), (4, "<u4"))
@@ -152,40 +155,6 @@ def chosen_messages(trace: Trace) -> tuple[Column, Column]:
     return by_time[rows], stands
 
 
-def spread(keep: Column, nr: int) -> None:
-    """Keep so many more rows, evenly spread over those that are not kept yet."""
-    rest = np.flatnonzero(~keep)
-    nr = min(nr, len(rest))
-    keep[rest[np.arange(nr) * len(rest) // max(nr, 1)]] = True
-
-
-def standing(keys: Column, keep: Column) -> tuple[Column, Column]:
-    """The rows to keep, with the last of each key, and how many rows each stands for.
-
-    Those of its key that are left out before it, and itself: so counts of many rows are right.
-    """
-    keep = keep.copy()
-    stands = np.zeros(len(keys), dtype=np.int64)
-    for _, rows in groups(keys):
-        keep[rows[-1]] = True
-        kept = np.flatnonzero(keep[rows])
-        stands[rows[kept]] = np.diff(kept, prepend=-1)
-    return np.flatnonzero(keep), stands[keep]
-
-
-def chosen(keys: Column, most: int, first: Column | None = None) -> tuple[Column, Column]:
-    """At most about ``most`` rows, as ``standing``; those of ``first`` before any others."""
-    nr = len(keys)
-    if nr <= most:
-        return np.arange(nr), np.ones(nr, dtype=np.int64)
-    keep = np.zeros(nr, dtype=np.bool_)
-    if first is not None:
-        rare = np.flatnonzero(first)
-        keep[rare[:: max(1, -(-2 * len(rare) // most))]] = True
-    spread(keep, most - int(np.count_nonzero(keep)))
-    return standing(keys, keep)
-
-
 def table_rows(ids: Column, wanted: Column) -> Column:
     """The row of each wanted id among ``ids``, from 1; 0 where it is not there."""
     if not len(ids):
@@ -230,20 +199,38 @@ def _steps(found: Curves, block: Block) -> dict[str, Any]:
 
 
 def _calls(trace: Trace, block: Block) -> dict[str, Any]:
-    """The populate_physmap calls; ``fell``: the next one of the domain asks for a smaller order."""
+    """The populate_physmap calls; ``fell``: 1 + the order from which the ladder came down to it."""
     parts = [
         np.stack((
             each.started, np.full(len(each.started), domid), each.order, each.asked, each.done,
-            np.append((each.done < each.asked)[:-1] & (each.order[1:] < each.order[:-1]), False),
+            _fell(each) + 1,
         ))
-        for domid, each in populates(trace, None).items()
+        for domid, each in _calls_of(trace).items()
     ]  # fmt: skip
     names = ("time", "domid", "order", "asked", "done", "fell")
     table = np.concatenate(parts, axis=1) if parts else np.zeros((len(names), 0), dtype=np.int64)
     table = table[:, np.argsort(table[0], kind="stable")]
-    rows, stands = chosen(table[1], CALLS_MAX, table[-1].astype(np.uint8))
+    rows, stands = chosen(table[1], CALLS_MAX, table[-1])
     columns: dict[str, Column] = dict(zip(names, table[:, rows], strict=True))
     return block.table({**columns, "stands": stands}, table.shape[1])
+
+
+def _calls_of(trace: Trace) -> dict[int, Calls]:
+    """As the report has them; of a part of a xentrace nothing, as its causes are those of all."""
+    if trace.messages.rows:
+        return populates(trace, None)
+    if not _knows_causes(trace):
+        return {}
+    return xen_populates(trace, Selection(), trace.domids_given_again()).calls
+
+
+def _fell(calls: Calls) -> Column:
+    if calls.fell is not None:
+        return calls.fell
+    short = (calls.done < calls.asked)[:-1] & (calls.order[1:] < calls.order[:-1])
+    fell = np.full(len(calls.order), -1, dtype=np.int64)
+    fell[1:][short] = calls.order[:-1][short]
+    return fell
 
 
 def _updates(trace: Trace, messages: Column, flags: Flags | None, block: Block) -> dict[str, Any]:
@@ -270,17 +257,20 @@ def _updates(trace: Trace, messages: Column, flags: Flags | None, block: Block) 
     return block.table(columns, u.rows)
 
 
-def _hypercall_of(trace: Trace) -> Column:
-    """The number of the hypercall behind each update of a xentrace, from 1; 0 is unknown.
-
-    A part of a trace keeps the row numbers of the whole: then nobody can tell.
-    """
+def _knows_causes(trace: Trace) -> bool:
+    """Whether updates of a xentrace name hypercalls in it; those of a part name rows of all."""
     calls = trace.hypercalls
     cause = trace.updates["cause"].astype(np.int64)
     made = np.bincount(cause, minlength=calls.rows + 1)[1:]
-    if not np.array_equal(made, calls["updates"]):
+    return np.array_equal(made, calls["updates"])
+
+
+def _hypercall_of(trace: Trace) -> Column:
+    """The number of the hypercall behind each update of a xentrace, from 1; 0 is unknown."""
+    cause = trace.updates["cause"].astype(np.int64)
+    if not _knows_causes(trace):
         return np.zeros(len(cause), dtype=np.int64)
-    return np.concatenate(([0], calls["op"].astype(np.int64) + 1))[cause]
+    return np.concatenate(([0], trace.hypercalls["op"].astype(np.int64) + 1))[cause]
 
 
 def _events(trace: Trace, block: Block) -> dict[str, Any]:

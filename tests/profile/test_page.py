@@ -260,7 +260,8 @@ def test_the_whole_picture_is_what_the_report_says(browse):
     assert {order: list(values.values()) for order, values in mapped.items()} == said["mapped"]
     assert lanes == {
         name: sum(said[name]) for name in (
-            "shatters", "updates", "nested_faults", "pod_populate", "pod_splinter", "pod_reclaim",
+            "shatters", "updates", "populate_calls", "extents", "nested_faults", "pod_populate",
+            "pod_splinter", "pod_reclaim",
         )
     }  # fmt: skip
 
@@ -289,6 +290,29 @@ def test_zoomed_in_each_step_is_where_it_happened(browse):
     assert sorted({first, *inside.tolist(), last}) == shown["edges"]
     assert len(inside) > 200
     assert updates > 20
+
+
+@pytest.mark.slow
+def test_facts_of_a_part_are_counted_as_the_report_counts(own, browse):
+    found = browse(
+        own, {"do": "window"}, look("[factsReported(), factsInSight()]"),
+        {"do": "select", "on": "#domid", "value": "1"}, look("[factsReported(), factsInSight()]"),
+        {"do": "drag", "on": "#overview-plot", "from": 0.6, "to": 0.99},
+        look("document.querySelector('#domain-facts').textContent"),
+        look("[state.t0, state.t1, hottestInSight('1')]"),
+    )  # fmt: skip
+    for reported, counted in found[:2]:
+        broken = {step: nr for step, nr in reported["shatters"].items() if nr}
+        assert {**reported, "shatters": broken} == counted
+        assert sum(broken.values()) > 0
+    assert found[2].startswith("in sight:p2m updates")
+    first, last, hottest = found[3]
+    u = own.updates
+    inside = (u["time"] >= first) & (u["time"] <= last) & (u["domid"] == 1)
+    bases, counts = np.unique(u["gfn"][inside] >> np.uint64(9), return_counts=True)
+    assert {each["gfn"] >> 9: each["updates"] for _, each in hottest} == dict(
+        zip(bases.tolist(), counts.tolist(), strict=True)
+    )
 
 
 @pytest.mark.slow
@@ -396,7 +420,8 @@ def test_a_chosen_message_shows_its_critical_path(own, browse):
     name = own.name_of(int(own.messages["id"][row]))
     shown, domain = browse(
         own, {"do": "window"}, {"do": "search", "text": name},
-        look("document.querySelector('#chosen-path').textContent"), {"do": "press", "key": "Escape"},
+        look("document.querySelector('#chosen-path').textContent"),
+        {"do": "press", "key": "Escape"},
         {"do": "search", "text": "d2"}, look("state.domid"),
     )  # fmt: skip
     assert shown.startswith(f"{name}decrease_reservation")

@@ -80,6 +80,8 @@ function lanesInSight(edges) {
   each(U, (i, put) => { put("updates", U.stands[i]); if (U.shatters[i]) put("shatters", U.brokeEach); });
   each(E, (i, put) => { const name = EVENT_LANES[D.events[E.event[i]]]; if (name) put(name, E.stands[i]); });
   each(C, (i, put) => { put("populate_calls", C.stands[i]); put("extents", C.asked[i] * C.stands[i]); if (C.fell[i]) put("fallbacks", 1); });
+  // Of a part of a xentrace nobody can tell which call an update belongs to; the report could.
+  if (!C.rows) for (const name of ["populate_calls", "extents"]) lanes[name] = seriesSum(name) || lanes[name];
   if (!D.flagged) lanes.shatters = seriesSum("shatters") || lanes.shatters;
   return lanes;
 }

@@ -2,10 +2,10 @@
 
 const STRIPS = {
   shatters: ["shatters", "red"], updates: ["p2m updates", "sky"], populate_calls: ["populate calls", "green"],
-  extents: ["extents", "green"], fallbacks: ["fallbacks in the ladder", "red"], nested_faults: ["nested faults", "pink"],
+  extents: ["extents", "green"], fallbacks: ["fallbacks", "red"], nested_faults: ["nested faults", "pink"],
   pod_populate: ["PoD populated", "blue"], pod_splinter: ["PoD splintered", "red"], pod_reclaim: ["PoD reclaimed", "orange"],
 };
-const STRIP_HEIGHT = 19, LANE_PIXELS = 2, STEPS_DRAWN = 4000;
+const STRIP_HEIGHT = 19, LANE_PIXELS = 2, LANE_LEFT = 98, STEPS_DRAWN = 4000;
 let memoryShown = null; // what was drawn last, for the tip
 
 function drawDomain() {
@@ -14,7 +14,7 @@ function drawDomain() {
   $("domain-name").textContent = state.domid ? domainName(state.domid) : domids.length === 1 ? domainName(domids[0]) : `all ${count(domids.length)} domains`;
   const strips = lanesUsed();
   $("domain-plot").style.height = `${182 + BOTTOM + strips.length * STRIP_HEIGHT}px`;
-  const whole = canvas("domain-plot"), p = { ...whole, bottom: 176 }, wide = Math.max(40, Math.floor(p.right - p.left));
+  const whole = canvas("domain-plot", { left: LANE_LEFT }), p = { ...whole, bottom: 176 }, wide = Math.max(40, Math.floor(p.right - p.left));
   const shown = memoryInSight(STEPS_DRAWN, wide), lanes = lanesInSight(evenEdges(Math.floor(wide / LANE_PIXELS)));
   memoryShown = { ...shown, share: shareOf(shown), lanes, strips };
   const orders = Object.keys(shown.mapped).sort((a, b) => b - a), layers = orders.map((o) => [colour(o), shown.mapped[o]]);
@@ -52,24 +52,9 @@ function drawStrip(p, name, { edges, values }, top) {
   p.g.fillStyle = colours.dim;
   p.g.textAlign = "left";
   p.g.fillText(shortCount(most), p.right + 6, lane.bottom - 5);
-  const wide = p.g.measureText(words).width, x = emptiest(p, edges, values, wide + 10);
-  p.g.fillStyle = colours.card;
-  p.g.globalAlpha = 0.82;
-  p.g.fillRect(x, lane.top, wide + 8, STRIP_HEIGHT - 5);
-  p.g.globalAlpha = 1;
   p.g.fillStyle = colours.ink;
-  p.g.fillText(words, x + 4, lane.top + 7);
-}
-// Where a name hides the least of a lane: on the left if that is empty, else further to the right.
-function emptiest(p, edges, values, wide) {
-  const right = p.right - wide, places = [p.left + 1, right, (p.left + right) / 2, (3 * p.left + right) / 4, (p.left + 3 * right) / 4];
-  let best = places[0], least = Infinity;
-  for (const x of places) {
-    let hidden = 0;
-    for (let i = binAt(edges, toT(p, x)), end = binAt(edges, toT(p, x + wide)); i <= end; i++) if (values[i]) hidden++;
-    if (hidden < least) { least = hidden; best = x; }
-  }
-  return best;
+  p.g.textAlign = "right";
+  p.g.fillText(words, p.left - 8, lane.bottom - 6);
 }
 function domainTip(t) {
   if (!memoryShown) return "";
@@ -81,26 +66,4 @@ function domainTip(t) {
     if (n) words.push(`${STRIPS[name][0]} ${count(n)}`);
   }
   return words.join("\n");
-}
-function drawDomainFacts() {
-  const chosen = state.domid ? [R.domains[state.domid]] : Object.values(R.domains);
-  const add = (pick) => chosen.reduce((into, d) => {
-    for (const [key, n] of Object.entries(pick(d) || {})) into[key] = (into[key] || 0) + n;
-    return into;
-  }, {});
-  const total = (pick) => chosen.reduce((n, d) => n + (pick(d) || 0), 0);
-  const updates = add((d) => Object.fromEntries(Object.entries(d.p2m_updates || {}).map(([o, kinds]) => [o, sum(kinds)])));
-  const facts = [["p2m updates", listed(updates) || "none"], ["shatters", listed(add((d) => d.shatters), stepName) || "none"]];
-  const calls = total((d) => d.populate && d.populate.calls);
-  if (calls) {
-    const most = Math.max(...chosen.map((d) => (d.populate ? d.populate.extents_per_call.max : 0)));
-    const half = chosen.length === 1 ? `p50 ${count(chosen[0].populate.extents_per_call.p50)}, ` : "";
-    facts.push(["populate calls", `${count(calls)}, extents a call ${half}max ${count(most)}`]);
-    facts.push(["fallbacks in the ladder", listed(add((d) => d.populate && d.populate.fallbacks), stepName) || "none"]);
-  }
-  const faults = total((d) => d.nested_faults), down = add((d) => d.decrease_reservation), pod = add((d) => d.pod_populate);
-  if (faults) facts.push(["nested faults", count(faults)]);
-  if (sum(down)) facts.push(["decrease_reservation", listed(down)]);
-  if (sum(pod)) facts.push(["populate on demand", `${listed(pod)} populated, ${count(total((d) => d.pod_superpage_splinter))} splintered, ${listed(add((d) => d.pod_zero_reclaim)) || "none"} reclaimed`]);
-  $("domain-facts").replaceChildren(...facts.map(([name, text]) => el("span", {}, `${name} `, el("b", {}, text))));
 }

@@ -30,6 +30,7 @@ function largeShare(found) {
 }
 function drawFleet() {
   $("fleet").hidden = domids.length < 2;
+  $("fleet-title").textContent = `${isWhole() ? "" : "of the whole run; "}click one to see it alone; line: share in superpages, ▼ shatters`;
   const look = `${state.domid} ${fleetSort.at} ${fleetSort.down} ${$("fleet-table").clientWidth}`;
   if ($("fleet").hidden || look === fleetDrawn) return;
   fleetDrawn = look;

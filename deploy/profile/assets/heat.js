@@ -153,22 +153,6 @@ function drawRowNames(p, rows, tall) {
     g.fillText(map.domid ? hex(rows[at].low) : `d${rows[at].of}`, p.left - 8, y);
   }
 }
-function drawHottest(domid) {
-  const from = domid ? [domid] : domids, found = [];
-  for (const d of from) for (const each of R.domains[d].hottest || []) if (each.updates) found.push([d, each]);
-  found.sort((a, b) => b[1].updates - a[1].updates);
-  const top = found.slice(0, 20), most = top.length ? top[0][1].updates : 1;
-  $("hottest").replaceChildren(
-    el("small", {}, top.length ? `the ${plural(top.length, "superpage")} with the most updates (▼ shatters)` : "no superpage was updated"),
-    el("div", { class: "chips" }, top.map(([d, each]) => el("button", {
-      type: "button", class: "chip mono", "aria-pressed": String(state.gfn >= 0 && superpage(state.gfn) === each.gfn && (!domid || domid === d)),
-      style: `--share:${((100 * each.updates) / most).toFixed(1)}%`,
-      title: `${domainName(d)}, ${hex(each.gfn)}: ${plural(each.updates, "update")}, ${plural(each.shatters, "shatter")}`,
-      onclick: () => { if (!domid) setDomid(d); pickGfn(each.gfn); },
-    }, domid ? "" : el("b", {}, `d${d} `), `${hex(each.gfn)} `, el("span", {}, count(each.updates)), each.shatters ? el("em", {}, ` ▼${count(each.shatters)}`) : null))),
-  );
-}
-
 function rowUnder(event) {
   if (!map || !map.rows.length) return null;
   const c = $("heat-plot"), y = event.clientY - c.getBoundingClientRect().top, bottom = c.clientHeight - BOTTOM;

@@ -33,7 +33,7 @@ function drawKinds() {
   const head = (name, text, tip) => el("th", { class: name === "name" ? "t" : "", "data-tip": tip, "aria-sort": sortWord(state.sort === name, state.down) },
     el("button", { type: "button", onclick: () => { state.down = state.sort === name ? !state.down : true; state.sort = name; drawKinds(); } }, text));
   const heads = [head("name", state.group === "messages" ? "kind" : "service"), ...COLUMNS.map(([name, , , tip]) => head(name, name, tip === null ? `${name} of a message's ${TIMES[state.of][0].toLowerCase()}: ${TIMES[state.of][3]}` : tip))];
-  heads.splice(3, 0, el("th", { class: "t" }, "where time went"));
+  heads.splice(3, 0, el("th", { class: "t" }, "spent on"));
   const row = ([name, k]) => {
     const cells = COLUMNS.map(([, get, show], i) => el("td", { class: "b" }, el("i", { style: `width:${(100 * get(k)) / tops[i]}%` }), el("span", {}, get(k) ? show(get(k)) : "0")));
     cells.splice(2, 0, el("td", { class: "t" }, shareBar(k)));
@@ -68,10 +68,10 @@ function drawLatency() {
   $("latency-name").textContent = title;
   p.top = 18;
   spread = null;
-  $("latency-title").textContent = `${what}: ${values.length ? `${plural(values.length, state.of === "latency" ? "answered message" : "message")}${M.complete ? "" : " of this page, each for those it stands for"}, logarithmic` : "none in sight"}`;
+  $("latency-title").textContent = `${what}: ${values.length ? `${plural(values.length, state.of === "latency" ? "answered message" : "message")}${M.complete ? "" : " of this page, each for those it stands for"}` : "none in sight"}`;
   if (!values.length) return;
   const figures = percentiles(values.slice(), M.complete ? null : stands), words = ["p50", "p90", "p99", "max"].map((name) => `${name} ${time(figures[name])}`).join(", "), low = Math.max(1, values.reduce((a, b) => Math.min(a, b), Infinity)), high = Math.max(figures.max, low * 1.01);
-  $("latency-title").textContent += `: ${words}`;
+  $("latency-title").textContent += `; ${words}; logarithmic`;
   const bins = new Float64Array(SPREAD), place = (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low);
   values.forEach((v, i) => (bins[Math.min(SPREAD - 1, Math.floor(place(v) * SPREAD))] += stands[i]));
   const top = scale(Math.max(...bins), { most: 3 }), wide = (p.right - p.left) / SPREAD;

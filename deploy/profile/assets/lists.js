@@ -146,7 +146,7 @@ function storyInSight() {
 function drawUpdates() {
   $("updates").hidden = !U.rows && !E.rows;
   if ($("updates").hidden) return;
-  const found = storyInSight(), sampled = U.complete ? "" : `; this page holds ${count(U.rows)} of ${count(U.of)} updates${D.flagged ? ", all that shattered among them" : ""}`;
+  const found = storyInSight(), sampled = U.complete ? "" : `; this page holds ${count(U.rows)} of ${count(U.of)} updates${D.flagged && U.brokeEach === 1 ? ", all that shattered among them" : ""}`;
   const where = state.gfn >= 0 ? `, in the superpage of ${hex(state.gfn)}` : "; search a gfn to see one superpage's story";
   $("updates-count").textContent = `${plural(found.length, "record")} in sight${where}${sampled}`;
   const heads = [["at", 0], ["domid", 0], ["event", 1], ["order", 1], ["type", 1], ["mfn", 1], [R.format === "xentrace" ? "during" : "because of", 1], [R.format === "xentrace" ? "pcpu" : "shard", 0], ["broke", 1], ["gfn", 1]];

@@ -81,7 +81,7 @@ function drawHead() {
   const notes = [];
   if (R.truncated) notes.push("The file was cut off; this is what it holds up to its last whole block.");
   if (R.lost) notes.push(`${plural(R.lost, "record")} were lost: not all that happened is here.`);
-  if (!M.complete) notes.push(`Of ${count(M.of)} messages this page holds ${count(M.rows)}: the slowest hypercalls with all that they caused, and a uniform sample. Figures and plots of the whole run are of all. To see a part in full: profile --between T0 T1 or --domid N.`);
+  if (!M.complete) notes.push(`Of ${count(M.of)} messages this page holds ${count(M.rows)}: the slowest hypercalls with all that they caused, and a uniform sample. Figures and plots of the whole run are of all, those of a part are estimated from these. To see a part in full: profile --between T0 T1 or --domid N.`);
   $("notice").hidden = !notes.length;
   $("notice").textContent = notes.join(" ");
   $("domid").replaceChildren(el("option", { value: "" }, "all"), ...domids.map((d) => el("option", { value: d }, d)));
@@ -95,6 +95,7 @@ function drawMissing() {
   else if (!M.of) words.push("No messages were selected, so there are no kinds, critical paths or contention.");
   if (!U.of) words.push("No p2m update was recorded, so there is no memory, heat map or list of updates.");
   else if (!D.flagged) words.push("This is a part of a trace, so single updates do not say what they shattered; the figures do.");
+  if ((R.header || {}).runtime === "stress") words.push("What a stress run had mapped before it began is in no trace: memory and shatters are what its own updates alone say.");
   if (R.format === "xentrace" && !P.rows) words.push("No runstate changes were traced, so nobody knows who ran on which pCPU.");
   if (R.format === "xentrace" && !Object.keys(R.hypercalls || {}).length) words.push("No hypercall was traced (the trace mask leaves them out).");
   $("missing").hidden = !words.length;
@@ -165,7 +166,7 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 
 function listen() {
   timePlot("overview-plot", { tip: overviewTip, wheel: true, right: 10 });
-  timePlot("domain-plot", { tip: domainTip });
+  timePlot("domain-plot", { tip: domainTip, left: LANE_LEFT });
   timePlot("heat-plot", { tip: heatTip, click: clickHeat, rectangle: zoomGfns, right: 10 });
   timePlot("queues-plot", { tip: queuesTip, right: 10 });
   timePlot("pcpus-plot", { tip: pcpusTip, right: 10 });

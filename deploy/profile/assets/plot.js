@@ -144,11 +144,11 @@ function marks(p, edges, values, y, c) {
 }
 
 // A canvas over time: drag to zoom, the wheel too, and one line through all of them.
-function timePlot(id, { tip, click, rectangle, right = RIGHT, wheel = false }) {
+function timePlot(id, { tip, click, rectangle, left = LEFT, right = RIGHT, wheel = false }) {
   const c = $(id), wrap = el("div", { class: "plot" }), cross = el("i", { class: "cross" }), brush = el("i", { class: "brush" });
   c.replaceWith(wrap);
   wrap.append(c, cross, brush);
-  const box = () => ({ left: LEFT, right: c.clientWidth - right });
+  const box = () => ({ left, right: c.clientWidth - right });
   timePlots[id] = { c, cross, box };
   let from = null;
   const at = (event) => { const b = c.getBoundingClientRect(); return [event.clientX - b.left, event.clientY - b.top]; };
