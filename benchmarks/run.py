@@ -29,7 +29,7 @@ AIMS = {
     "profile_summary_records_per_s": ("1,000,000", lambda value: value >= 1e6),
     "profile_page_mib": ("under 9.5", lambda value: value < 9.5),
     "profile_page_usable_ms": ("under 2,000", lambda value: value < 2000),
-    "xentrace_10m_summary_ratio": ("at least 1", lambda value: value >= 1),
+    "xentrace_10m_ratio": ("at least 1", lambda value: value >= 1),
 }
 RAY = ("transport", "fleet", "shatter_ray", "ray_real", "stress_ray", "recording")
 

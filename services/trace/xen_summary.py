@@ -1,42 +1,86 @@
-"""The report of a xentrace too long for frames: counts, leaves, hypercalls, nothing over time."""
+"""The report of a xentrace too long for frames, from one pass over it, as ``report`` makes it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from protocols.trace import MemEvent
-from services.trace.domains import EXTENT_EVENTS, LEAF_ORDERS, type_name
+from protocols.frames import ORDER_2M
+from services.trace.domains import (
+    HEAT_BANDS,
+    HEAT_DOMAINS,
+    HOTTEST,
+    SERIES_EVENTS,
+    type_name,
+)
+from services.trace.loops import Runner, plain
 from services.trace.report import HYPERCALLS, SCHEMA, run_classes
-from services.trace.superpages import GfnMaps
-from services.trace.xen_stream import Batch, Stream, keep
+from services.trace.stats import RATE_BINS, edges_of
+from services.trace.superpages import Leaves
+from services.trace.xen_gather import Cells, Gathered
+from services.trace.xen_merge import DECREASE, NPF, P2M, POPULATE, RECLAIM, SPLINTER
+from services.trace.xen_stream import Batch, Stream, Totals, keep
+from services.trace.xen_views import FAULTS, SHATTERS, UPDATES, Ints
 
-DOMID_SHIFT: Final = 48
-ORDER_SHIFT: Final = 32
 IDLE_DOMID: Final = 0x7FF0
 """From here on domids are Xen's own: DOMID_IDLE is 0x7fff."""
+EXTENTS: Final = {
+    DECREASE: "decrease_reservation", POPULATE: "pod_populate", RECLAIM: "pod_zero_reclaim",
+}  # fmt: skip
+SINGLES: Final = {SPLINTER: "pod_superpage_splinter", NPF: "nested_faults"}
+Tallies = list[tuple[int, int, int, int]]
+Pump = Callable[[Iterator[Batch], Callable[[Batch], None]], None]
+"""Brings each batch from where it is made to where it is taken, in order."""
+
+
+def one_by_one(batches: Iterator[Batch], take: Callable[[Batch], None]) -> None:
+    """A batch is made and taken, then the next."""
+    for batch in batches:
+        take(batch)
 
 
 def summarise(
-    data: memoryview, source: str, *, cpu_hz: float, give_back: Callable[[int], None] = keep
+    data: memoryview,
+    source: str,
+    *,
+    cpu_hz: float,
+    give_back: Callable[[int], None] = keep,
+    runner: Runner = plain,
+    pump: Pump = one_by_one,
 ) -> dict[str, Any]:
-    """The report of a whole xentrace in one pass, as ``report`` without views.
+    """The report of a whole xentrace in one pass, or two if a pcpu's TSC falls.
+
+    ``give_back`` is told of bytes from the start of the file that are not looked at for now.
+    ``runner`` compiles the loops. ``pump`` may make batches in another thread.
 
     Raises:
         BadInputError: empty, foreign or inconsistent.
     """
-    stream = Stream(data, source, give_back)
-    domains = _Domains()
-    for batch in stream.batches():
-        domains.take(batch)
-    totals = stream.totals()
-    length = max(totals.span[1] - totals.span[0], 1)
-    cpus = sorted({cpu for cpu, _ in totals.running})
-    return {
+    stream = Stream(data, source, runner, give_back)
+    span = stream.span()
+    while True:
+        gathered = Gathered(stream.words, span, runner)
+
+        def take(batch: Batch, into: Gathered = gathered) -> None:
+            into.take(batch)
+            give_back(batch.done)
+
+        pump(stream.batches(), take)
+        totals = stream.totals()
+        if totals.span == span:
+            break
+        span = totals.span
+        stream = Stream(data, source, runner, give_back)
+    gathered.finish()
+    return _report(gathered, totals, source, cpu_hz)
+
+
+def _report(gathered: Gathered, totals: Totals, source: str, cpu_hz: float) -> dict[str, Any]:
+    length = totals.span[1] - totals.span[0]
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "source": source,
         "format": "xentrace",
@@ -45,97 +89,133 @@ def summarise(
         "records": totals.records,
         "lost": totals.lost,
         "truncated": bool(totals.cut),
-        "header": {"cpus": len(cpus), "cut": totals.cut},
+        "header": {"cpus": totals.cpus, "cut": totals.cut},
         "events": totals.events,
         "messages": {},
-        "domains": domains.sections(),
-        "hypercalls": {
+        "domains": _domains(gathered),
+        "rate": {"edges": edges_of((0, length), RATE_BINS), "total": [], "by_service": {}},
+    }
+    if totals.hypercalls:
+        found["hypercalls"] = {
             HYPERCALLS.get(number, str(number)): {
                 "count": count, "updates": updates, "runs": run_classes(classes),
             }
             for number, (count, updates, classes) in totals.hypercalls.items()
-        },
-        "pcpus": {
+        }  # fmt: skip
+    cpus = sorted({cpu for cpu, _ in totals.running})
+    if cpus:
+        found["pcpus"] = {
             str(cpu): _pcpu({d: t for (c, d), t in totals.running.items() if c == cpu}, length)
             for cpu in cpus
-        },
-    }  # fmt: skip
+        }
+    return found
 
 
 def _pcpu(running: dict[int, int], length: int) -> dict[str, Any]:
     busy = sum(ticks for domid, ticks in running.items() if domid < IDLE_DOMID)
     return {
-        "busy": busy / length,
+        "busy": busy / max(length, 1),
         "by_domid": {str(domid): ticks for domid, ticks in sorted(running.items())},
     }
 
 
-class _Domains:
-    """What the domains add up to; as large as they are, whatever the trace's length."""
-
-    def __init__(self) -> None:
-        self._maps = GfnMaps(LEAF_ORDERS["npt"], compiled=True)
-        self._updates: Counter[int] = Counter()
-        self._events: Counter[int] = Counter()
-
-    def take(self, batch: Batch) -> None:
-        """The events of a batch, in order."""
-        is_update = batch.event == MemEvent.SET_P2M_ENTRY
-        updates = np.flatnonzero(is_update)
-        domid, order, kind = (column[updates] for column in (batch.domid, batch.order, batch.type))
-        self._maps.apply(domid, order, kind, batch.gfn[updates], batch.mfn[updates])
-        _count(self._updates, domid << DOMID_SHIFT | (order & 0xFFFF) << ORDER_SHIFT | kind)
-        rest = np.flatnonzero(~is_update & (batch.domid >= 0))
-        order = batch.order[rest] & 0xFFFF
-        key = batch.domid[rest] << DOMID_SHIFT | order << ORDER_SHIFT
-        _count(self._events, key | batch.event[rest] & 0xFFFF)
-
-    def sections(self) -> dict[str, Any]:
-        """As ``services.trace.domains`` makes them, by domid."""
-        keys = [*self._updates, *self._events]
-        domids = sorted({key >> DOMID_SHIFT for key in keys})
-        return {str(domid): self._section(domid) for domid in domids}
-
-    def _section(self, domid: int) -> dict[str, Any]:
-        leaves = self._maps.leaves(domid)
-        updates: dict[str, dict[str, int]] = {}
-        for order, kind, nr in _of(self._updates, domid):
-            updates.setdefault(str(order), {})[type_name(kind)] = nr
-        events = [(order, event, nr) for order, event, nr in _of(self._events, domid)]
-        return {
-            "p2m_updates": updates,
-            **{
-                name: {str(order): nr for order, kind, nr in events if kind == event & 0xFFFF}
-                for event, name in EXTENT_EVENTS.items()
-            },
-            **{
-                name: sum(nr for _, kind, nr in events if kind == event & 0xFFFF)
-                for event, name in (
-                    (MemEvent.POD_SUPERPAGE_SPLINTER, "pod_superpage_splinter"),
-                    (MemEvent.NPF, "nested_faults"),
-                )
-            },
-            "shatters": self._maps.shatters(domid),
-            "final_extents": {
-                str(order): {type_name(kind): nr << order for kind, nr in kinds.items()}
-                for order, kinds in leaves.items()
-            },
-            "final_leaves": {
-                str(order): {type_name(kind): nr for kind, nr in kinds.items()}
-                for order, kinds in leaves.items()
-            },
+def _domains(gathered: Gathered) -> dict[str, Any]:
+    """As ``services.trace.domains`` makes them, by domid."""
+    slots, tallies = gathered.slots(), gathered.tallies()
+    updates = gathered.views.series[:, UPDATES].sum(axis=1)
+    busiest = sorted(
+        (domid for domid in slots if updates[slots[domid]]),
+        key=lambda domid: -updates[slots[domid]],
+    )[:HEAT_DOMAINS]
+    cells = gathered.heat()
+    found: dict[str, Any] = {}
+    for domid, slot in slots.items():
+        tally, leaves = tallies.get(slot, []), gathered.leaves(domid)
+        section: dict[str, Any] = {
+            **_counts(tally),
+            "shatters": gathered.maps.shatters(domid),
+            "final_extents": _final(leaves, frames=True),
+            "final_leaves": _final(leaves, frames=False),
+            "series": _series(gathered, slot),
         }
+        gfns, numbers, shatters = gathered.superpages(domid)
+        top = np.argsort(-numbers, kind="stable")[:HOTTEST]
+        section["hottest"] = [
+            {"gfn": int(gfns[at]), "updates": int(numbers[at]), "shatters": int(shatters[at])}
+            for at in top.tolist()
+        ]
+        if domid in busiest:
+            section["heat"] = _heat(gfns, cells[domid], gathered.views.edges)
+        found[str(domid)] = section
+    return found
 
 
-def _count(counts: Counter[int], keys: npt.NDArray[np.int64]) -> None:
-    found, numbers = np.unique(keys, return_counts=True)
-    counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+def _counts(tally: Tallies) -> dict[str, Any]:
+    updates: dict[str, dict[str, int]] = {}
+    for action, order, kind, nr in tally:
+        if action == P2M:
+            updates.setdefault(str(order), {})[type_name(kind)] = nr
+    return {
+        "p2m_updates": updates,
+        **{
+            name: {str(_signed(order)): nr for each, order, _, nr in tally if each == event}
+            for event, name in EXTENTS.items()
+        },
+        **{
+            name: sum(nr for each, _, _, nr in tally if each == event)
+            for event, name in SINGLES.items()
+        },
+    }
 
 
-def _of(counts: Counter[int], domid: int) -> list[tuple[int, int, int]]:
-    """(order, type or event, count) of a domain, ascending."""
-    return [
-        (key >> ORDER_SHIFT & 0xFFFF, key & 0xFFFF_FFFF, nr)
-        for key, nr in sorted(counts.items())
-        if key >> DOMID_SHIFT == domid
-    ]
+def _signed(order: int) -> int:
+    """An order as the 16 bits with a sign that it is."""
+    return order - (order >> 15 << 16)
+
+
+def _final(leaves: Leaves, *, frames: bool) -> dict[str, dict[str, int]]:
+    return {
+        str(order): {type_name(kind): nr << order if frames else nr for kind, nr in kinds.items()}
+        for order, kinds in leaves.items()
+    }
+
+
+def _series(gathered: Gathered, slot: int) -> dict[str, Any]:
+    views = gathered.views
+    mapped = views.mapped[slot]
+    total, large = mapped.sum(axis=0), mapped[1:].sum(axis=0)
+    nothing = [0] * (len(views.edges) - 1)
+    series: dict[str, Any] = {
+        "edges": views.edges.tolist(),
+        "mapped": {
+            str(level * ORDER_2M): mapped[level].tolist()
+            for level in range(len(mapped))
+            if views.seen[slot, level]
+        },
+        "coverage": (large / np.maximum(total, 1)).tolist(),
+        "updates": views.series[slot, UPDATES].tolist(),
+        "shatters": views.series[slot, SHATTERS].tolist(),
+    }
+    for curve, name in enumerate(SERIES_EVENTS.values(), FAULTS):
+        series[name] = views.series[slot, curve].tolist()
+    # A xentrace names no populate call.
+    return {**series, "populate_calls": nothing, "extents": nothing}
+
+
+def _heat(gfns: npt.NDArray[np.uint64], cells: Cells, edges: Ints) -> dict[str, Any]:
+    """Updates and shatters by band of gfns and by time."""
+    # Bands of equally many superpages that are used: guests leave large holes between.
+    nr_bands, nr = min(HEAT_BANDS, len(gfns)), len(edges) - 1
+    firsts = gfns[[len(gfns) * number // nr_bands for number in range(nr_bands)]]
+    band = np.maximum(np.searchsorted(firsts, cells.gfn, side="right") - 1, 0)
+
+    def summed(numbers: Ints) -> list[list[int]]:
+        sums = np.bincount(band * nr + cells.bin, weights=numbers, minlength=nr_bands * nr)
+        return sums.astype(np.int64).reshape(nr_bands, nr).tolist()
+
+    return {
+        "gfn_edges": [*firsts.tolist(), int(gfns[-1]) + (1 << ORDER_2M)],
+        "edges": edges.tolist(),
+        "updates": summed(cells.updates),
+        "shatters": summed(cells.shatters),
+    }

@@ -1,0 +1,41 @@
+"""``profile`` of a xentrace that is too long for tables: the report, and nothing else loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.profile.long import long_data, long_report
+
+EXIT_TRUNCATED: Final = 2
+
+
+def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:
+    """Say what there is to say about a long xentrace; None if the file is none.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    read = long_data(path)
+    if read is None:
+        return None
+    found = long_report(*read, str(path), cpu_hz=cpu_hz)
+    if found["truncated"]:
+        sys.stderr.write(f"shatterproof: {found['header']['cut']}\n")
+    if json_path != "-":
+        _print(found)
+    if json_path is not None:
+        from deploy.cli.files import write_json  # noqa: PLC0415 (see the command)
+
+        write_json(found, json_path)
+    return EXIT_TRUNCATED if found["truncated"] else 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    from deploy.cli.profile_render import print_profile  # noqa: PLC0415 (see the command)
+    from deploy.cli.render import output_console  # noqa: PLC0415
+
+    console = output_console()
+    print_profile(found, console)
+    console.print("a long trace: --domid, --between, --gfn or --html look into parts of it")
