@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from protocols.errno import BadInputError
 from protocols.frames import INVALID_FRAME, ORDER_2M, PAGE_SHIFT
+from services.trace.xen_events import NAMES
 
 if TYPE_CHECKING:
     from protocols.frames import FrameArray
@@ -49,7 +50,7 @@ POD_POPULATE: Final = 0x0010_F010
 POD_ZERO_RECLAIM: Final = 0x0010_F011
 POD_SUPERPAGE_SPLINTER: Final = 0x0010_F012
 
-EVENTS: Final[dict[int, tuple[str, int]]] = {
+_READ: Final[dict[int, tuple[str, int]]] = {
     LOST_RECORDS: ("lost_records", 4),
     0x0001_F002: ("wrap_buffer", 0),
     CPU_CHANGE: ("cpu_change", 2),
@@ -60,6 +61,7 @@ EVENTS: Final[dict[int, tuple[str, int]]] = {
     NESTED_PAGE_FAULT: ("npf", 6),
     0x0010_F001: ("page_grant_map", 1),
     0x0010_F002: ("page_grant_unmap", 1),
+    0x0010_F003: ("page_grant_transfer", 1),
     SET_P2M_ENTRY: ("set_p2m_entry", 6),
     DECREASE_RESERVATION: ("decrease_reservation", 4),
     POD_POPULATE: ("pod_populate", 6),
@@ -68,7 +70,11 @@ EVENTS: Final[dict[int, tuple[str, int]]] = {
     0x0020_100D: ("pv_hypercall", 1),
     0x0020_200E: ("pv_hypercall_subcall", 1),
 }
-"""Name and fewest payload words of each event that memory management meets, ascending."""
+"""Name and fewest payload words of each event that memory management meets."""
+EVENTS: Final[dict[int, tuple[str, int]]] = dict(
+    sorted(({number: (name, 0) for number, name in NAMES.items()} | _READ).items())
+)
+"""Name and fewest payload words of every event that has a name, ascending."""
 KNOWN: Final = np.array(list(EVENTS), dtype=np.uint32)
 
 
