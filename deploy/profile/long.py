@@ -44,11 +44,11 @@ def long_data(path: Path) -> tuple[memoryview, str] | None:
     from deploy.profile.open import is_trace, read_part  # noqa: PLC0415 (not for a raw xentrace)
 
     data, cut = read_part(path)
-    return data if not cut and len(data) > LONG_BYTES and not is_trace(data) else None
+    return (data, cut) if len(data) > LONG_BYTES and not is_trace(data) else None
 
 
-def long_report(data: memoryview, source: str, *, cpu_hz: float) -> dict[str, Any]:
-    """The report of a whole xentrace, with the views of a short one.
+def long_report(data: memoryview, cut: str, source: str, *, cpu_hz: float) -> dict[str, Any]:
+    """The report of a whole xentrace, with the views of a short one. ``cut``: as ``long_data``.
 
     Raises:
         BadInputError: it is none, or damaged.
