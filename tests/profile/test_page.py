@@ -293,6 +293,20 @@ def test_zoomed_in_each_step_is_where_it_happened(browse):
 
 
 @pytest.mark.slow
+def test_lists_wait_while_one_moves(own, browse):
+    counted = look("document.querySelector('#messages-count').textContent")
+    before, moving, after = browse(
+        own, {"do": "window"}, counted,
+        look("(zoomBy(0.1), new Promise(done => requestAnimationFrame(() => "
+             "done(document.querySelector('#messages-count').textContent))))"),
+        look("new Promise(done => setTimeout(() => "
+             "done(document.querySelector('#messages-count').textContent), 400))"),
+    )  # fmt: skip
+    assert before == moving
+    assert after != before
+
+
+@pytest.mark.slow
 def test_facts_of_a_part_are_counted_as_the_report_counts(own, browse):
     found = browse(
         own, {"do": "window"}, look("[factsReported(), factsInSight()]"),

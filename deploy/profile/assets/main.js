@@ -19,19 +19,20 @@ function pickGfn(gfn) {
   if (state.g0 >= 0 && !again && (gfn < state.g0 || gfn >= state.g1)) state.g0 = state.g1 = NONE;
   redraw();
 }
-function zoom(a, b) {
+// `moves`: one of many, as while something is dragged.
+function zoom(a, b, moves = false) {
   const [first, last] = R.span, least = Math.min(last - first, Math.max((last - first) / 1e6, 4));
   if (b - a < least) { const middle = (a + b) / 2; a = middle - least / 2; b = middle + least / 2; }
   if (a < first) { b = Math.min(last, Math.max(b, first + least)); a = first; }
   if (b > last) { a = Math.max(first, Math.min(a, last - least)); b = last; }
   state.t0 = a;
   state.t1 = b;
-  redraw(true);
+  redraw(moves);
 }
-function zoomBy(factor, at = (state.t0 + state.t1) / 2) { zoom(at - (at - state.t0) * factor, at + (state.t1 - at) * factor); }
+function zoomBy(factor, at = (state.t0 + state.t1) / 2) { zoom(at - (at - state.t0) * factor, at + (state.t1 - at) * factor, true); }
 function pan(share) {
   const by = Math.max(R.span[0] - state.t0, Math.min(R.span[1] - state.t1, (state.t1 - state.t0) * share));
-  zoom(state.t0 + by, state.t1 + by);
+  zoom(state.t0 + by, state.t1 + by, true);
 }
 // First what is selected, then the zoom and the domain.
 function clear() {
@@ -105,19 +106,18 @@ function drawMissing() {
 const PLOTS = [drawOverview, drawDomain, drawHeat, drawPcpus];
 const REST = [drawFleet, drawKinds, drawPaths, drawContention, drawHypercalls, drawEvents, drawMessages, drawUpdates, drawSequence];
 const PAUSE = 140;
-let waiting = 0, resting = 0, movedAt = -PAUSE, whole = false;
+let waiting = 0, resting = 0, whole = false;
 function redraw(moves = false) {
   whole = whole || moves !== true;
   if (waiting) return;
   waiting = requestAnimationFrame(() => {
-    const moving = !whole && performance.now() - movedAt < PAUSE;
-    if (!whole) movedAt = performance.now();
+    const all = whole;
     waiting = 0;
     whole = false;
     for (const draw of PLOTS) draw();
     clearTimeout(resting);
-    if (moving) resting = setTimeout(drawRest, PAUSE);
-    else drawRest();
+    if (all) drawRest();
+    else resting = setTimeout(drawRest, PAUSE);
     remember();
   });
 }

@@ -97,8 +97,8 @@ function listenContext() {
     if (!grip) { const g = gripAt(t); c.style.cursor = g.moved !== undefined ? "grab" : isWhole() ? "crosshair" : "ew-resize"; return; }
     if (grip.moved !== undefined) {
       const wide = state.t1 - state.t0, from = Math.max(R.span[0], Math.min(R.span[1] - wide, t - grip.moved));
-      zoom(from, from + wide);
-    } else if (Math.abs(t - grip.fixed) > near() / 4) zoom(Math.min(t, grip.fixed), Math.max(t, grip.fixed));
+      zoom(from, from + wide, true);
+    } else if (Math.abs(t - grip.fixed) > near() / 4) zoom(Math.min(t, grip.fixed), Math.max(t, grip.fixed), true);
   });
   for (const end of ["pointerup", "pointercancel"]) c.addEventListener(end, () => (grip = null));
   c.addEventListener("dblclick", () => zoom(...R.span));
