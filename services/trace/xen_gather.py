@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from protocols.frames import ORDER_2M
 from services.trace.domains import LEAF_ORDERS, SERIES_BINS, SERIES_CELLS
-from services.trace.loops import Runner, place_of
+from services.trace.loops import Runner
 from services.trace.stats import edges_of, groups
 from services.trace.superpages import DOMIDS, REGION_BITS, GfnMaps, Leaves
 from services.trace.xen_merge import Words
@@ -22,6 +22,7 @@ from services.trace.xen_stream import Batch
 from services.trace.xen_views import (
     ACTION_SHIFT,
     BASE,
+    BIN,
     BIN_BITS,
     CELL,
     CELLS,
@@ -33,6 +34,7 @@ from services.trace.xen_views import (
     MARKS,
     ORDER_SHIFT,
     REGION,
+    REHASH,
     SLOT_SHIFT,
     TALLIES,
     TALLY,
@@ -43,7 +45,7 @@ from services.trace.xen_views import (
 
 BINS_MIN: Final = 15
 """Bins are halved no further."""
-CELLS_MAX: Final = 1 << 20
+CELLS_MAX: Final = 1 << 22
 """Entries of the table of heat from which on it is made coarser first."""
 GRAIN_MAX: Final = 9
 
@@ -64,7 +66,7 @@ class Gathered:
 
     def __init__(self, words: Words, span: tuple[int, int], runner: Runner) -> None:
         self._words = words
-        self._consume = runner(CONSUME)
+        self._consume, self._rehash = runner(CONSUME), runner(REHASH)
         self.maps = GfnMaps(LEAF_ORDERS["npt"])
         edges = edges_of((0, span[1] - span[0]), SERIES_BINS)
         bins, nr = len(edges) - 1, SERIES_CELLS // SERIES_BINS
@@ -171,83 +173,65 @@ class Gathered:
         if len(views.hits) < rows:
             views = views._replace(hits=_padded(views.hits, rows))
         if 2 * int(views.marks[TALLIES]) >= len(views.tally):
-            keys, numbers = _rehashed(views.tally, views.nr_tally, 2 * len(views.tally))
+            _, keys, numbers = self._rehashed(views.tally, views.nr_tally, 2 * len(views.tally))
             views = views._replace(tally=keys, nr_tally=numbers)
             views.marks[TALLY] = -1
         if 2 * int(views.marks[CELLS]) >= len(views.cells):
-            views = _coarser(views) if _may_coarsen(views) else _finer(views)
+            size = len(views.cells)
+            if size < CELLS_MAX or int(views.marks[GRAIN]) == GRAIN_MAX:
+                views = self._heat_of(views, views.cells, 2 * size)
+            else:
+                # Twice as many superpages together.
+                views.marks[GRAIN] += 1
+                low = ((1 << int(views.marks[GRAIN])) - 1) << BIN_BITS
+                views = self._heat_of(
+                    views, np.where(views.cells < 0, -1, views.cells & ~low), size
+                )
         self.views = views
 
     def _more_domains(self) -> None:
         """Room for twice as many, by half as many bins as long as that may be."""
         views = self.views
         if len(views.edges) - 1 > BINS_MIN:
-            views = _folded(views)
+            views = self._folded(views)
         nr = 2 * len(views.series)
         self.views = views._replace(
             series=_padded(views.series, nr), mapped=_padded(views.mapped, nr),
             seen=_padded(views.seen, nr), reached=_padded(views.reached, nr),
         )  # fmt: skip
 
+    def _rehashed(self, keys: Ints, numbers: Ints, size: int) -> tuple[int, Ints, Ints]:
+        """How many keys there are, and a hash table of a size with them; equal ones are added."""
+        found: Ints = np.full(size, -1, dtype=np.int64)
+        sums: Ints = np.zeros(size, dtype=np.int64)
+        return self._rehash(keys, numbers, found, sums), found, sums
+
+    def _heat_of(self, views: Views, keys: Ints, size: int) -> Views:
+        """The heat with other keys in a table of another size."""
+        nr, cells, sums = self._rehashed(keys, views.nr_cells, size)
+        views.marks[CELLS], views.marks[CELL] = nr, -1
+        return views._replace(cells=cells, nr_cells=sums)
+
+    def _folded(self, views: Views) -> Views:
+        """Pairs of bins as one each."""
+        edges = views.edges
+        ends = edges[2::2] if len(edges) % 2 else np.append(edges[2::2], edges[-1])
+        bins = len(ends)
+        nr = len(edges) - 1
+        last = np.minimum(2 * np.arange(bins) + 1, nr - 1)
+        folded = views._replace(
+            edges=np.append(edges[:1], ends),
+            series=np.add.reduceat(views.series, np.arange(0, nr, 2), axis=2),
+            mapped=np.ascontiguousarray(views.mapped[:, :, last]),
+            reached=views.reached >> 1,
+        )
+        folded.marks[BIN] >>= 1
+        place, at = views.cells >> BIN_BITS, views.cells & ((1 << BIN_BITS) - 1)
+        keys = np.where(views.cells < 0, -1, place << BIN_BITS | at >> 1)
+        return self._heat_of(folded, keys, len(views.cells))
+
 
 def _padded(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     made = np.zeros((rows, *array.shape[1:]), dtype=array.dtype)
     made[: len(array)] = array
     return made
-
-
-def _rehashed(keys: Ints, numbers: Ints, size: int) -> tuple[Ints, Ints]:
-    """A hash table of another size."""
-    found: Ints = np.full(size, -1, dtype=np.int64)
-    counts: Ints = np.zeros(size, dtype=np.int64)
-    for at in np.flatnonzero(keys >= 0).tolist():
-        key = int(keys[at])
-        place = place_of(found, key)
-        found[place] = key
-        counts[place] += numbers[at]
-    return found, counts
-
-
-def _merged(views: Views, keys: Ints, size: int) -> Views:
-    """The heat with other keys, those that are the same now added up."""
-    used = views.cells >= 0
-    found, where = np.unique(keys[used], return_inverse=True)
-    sums: Ints = np.zeros(len(found), dtype=np.int64)
-    np.add.at(sums, where, views.nr_cells[used])
-    cells, numbers = _rehashed(found, sums, size)
-    views.marks[CELLS], views.marks[CELL] = len(found), -1
-    return views._replace(cells=cells, nr_cells=numbers)
-
-
-def _may_coarsen(views: Views) -> bool:
-    return len(views.cells) >= CELLS_MAX and int(views.marks[GRAIN]) < GRAIN_MAX
-
-
-def _coarser(views: Views) -> Views:
-    """Heat of twice as many superpages together."""
-    views.marks[GRAIN] += 1
-    low = ((1 << int(views.marks[GRAIN])) - 1) << BIN_BITS
-    return _merged(views, views.cells & ~low, len(views.cells))
-
-
-def _finer(views: Views) -> Views:
-    return _merged(views, views.cells, 2 * len(views.cells))
-
-
-def _folded(views: Views) -> Views:
-    """Pairs of bins as one each."""
-    edges = views.edges
-    ends = edges[2::2] if len(edges) % 2 else np.append(edges[2::2], edges[-1])
-    bins = len(ends)
-    nr = len(edges) - 1
-    last = np.minimum(2 * np.arange(bins) + 1, nr - 1)
-    folded = views._replace(
-        edges=np.append(edges[:1], ends),
-        series=np.add.reduceat(views.series, np.arange(0, nr, 2), axis=2),
-        mapped=np.ascontiguousarray(views.mapped[:, :, last]),
-        reached=views.reached >> 1,
-    )
-    high = views.cells >> BIN_BITS << BIN_BITS
-    bin_of = (views.cells & ((1 << BIN_BITS) - 1)) >> 1
-    folded.marks[0] >>= 1
-    return _merged(folded, high | bin_of, len(views.cells))

@@ -260,3 +260,19 @@ def _consume(words: Any, what: Any, when: Any, state: Any, views: Any, at: Any) 
 CONSUME: Final = Loop(
     _consume, (place_of, *PARTS, _bin, settle, _slot, _count, _update, _turnover, _event)
 )
+
+
+def _rehash(keys: Any, numbers: Any, found: Any, sums: Any) -> Any:
+    """Put the keys of a hash table and what belongs to them into an empty one; how many differ."""
+    used = 0
+    for at in range(len(keys)):
+        if keys[at] >= 0:
+            place = place_of(found, keys[at])
+            if found[place] < 0:
+                found[place] = keys[at]
+                used += 1
+            sums[place] += numbers[at]
+    return used
+
+
+REHASH: Final = Loop(_rehash, (place_of,))
