@@ -43,6 +43,8 @@ POD: Final = 1
 MAPPED: Final = 2
 BATCH_MIN: Final = 4
 """Whole calls of at least so many extents: fewer agree with a sum by chance."""
+PIECES_MAX: Final = 8
+"""Of one call: more of them are calls of their own."""
 LARGE: Final = (ORDER_1G, ORDER_2M)
 KEY_BITS: Final = 46
 
@@ -74,9 +76,11 @@ def xen_populates(trace: Trace, selection: Selection, downs: dict[int, Ints]) ->
     hypercalls that the trace did not record is left out.
     """
     updates, hypercalls = trace.updates, trace.hypercalls
-    if not hypercalls.rows or not updates.rows:
-        return Found({}, {})
     cause = updates["cause"].astype(np.int64)
+    made = np.bincount(cause, minlength=hypercalls.rows + 1)[1:]
+    if not hypercalls.rows or not np.array_equal(made, hypercalls["updates"]):
+        # A part of a trace keeps the row numbers of the whole: nobody can tell.
+        return Found({}, {})
     is_call = np.append(False, hypercalls["op"] == MEMORY_OP)[cause]
     rows = _giving(trace, np.flatnonzero(is_call | (cause == 0)), downs)
     by_nobody = rows[cause[rows] == 0]
@@ -236,15 +240,14 @@ def _joined(calls: list[_Call]) -> list[_Call]:
         at = 0
         while at < len(chain):
             nr, end = chain[at].nr, at + 1
-            while nr < whole and end < len(chain) and chain[end].nr < whole:
+            most = min(at + PIECES_MAX, len(chain))
+            while nr < whole and end < most and chain[end].nr < whole:
                 nr += chain[end].nr
                 end += 1
-            if end == at + 1 or nr != whole or whole < BATCH_MIN:
-                found.append(chain[at])
-                at += 1
-            else:
-                found.append(chain[at]._replace(nr=nr, end=chain[end - 1].end))
-                at = end
+            if nr != whole or whole < BATCH_MIN:
+                nr, end = chain[at].nr, at + 1
+            found.append(chain[at]._replace(nr=nr, end=chain[end - 1].end))
+            at = end
     return found
 
 
@@ -266,30 +269,34 @@ def _calls(calls: list[_Call]) -> Calls:
     fell: list[int] = []
     asked = [call.nr for call in calls]
     for chain in _chains(calls, same_order=False):
+        largest = -1
         for at, call in enumerate(chain):
-            larger = _fell_from(chain, at)
+            larger = _fell_from(chain, at, largest)
             if larger >= 0 and chain[at - 1].order == larger:
-                begin = len(fell)
-                asked[begin - 1] += (call.end >> larger) - (call.first >> larger)
+                asked[len(fell) - 1] += (call.end >> larger) - (call.first >> larger)
             fell.append(larger)
+            largest = max(largest, call.order)
     columns: list[Any] = [[call.time for call in calls], [call.order for call in calls], asked]
     columns += [[call.nr for call in calls], fell]
     return Calls(*(np.array(column, dtype=np.int64) for column in columns))
 
 
-def _fell_from(chain: list[_Call], at: int) -> int:
-    """The order from which the ladder stepped down to a call; -1 if it did not."""
+def _fell_from(chain: list[_Call], at: int, largest: int) -> int:
+    """The order from which the ladder stepped down to a call; -1 if it did not.
+
+    ``largest``: the largest order of the calls before it.
+    """
     call = chain[at]
     for large in LARGE:
         begin = -(-call.first >> large) << large
-        used = any(each.order >= large for each in chain[:at])
-        if not used or call.order >= large or begin >= call.end:
+        if largest < large or call.order >= large or begin >= call.end:
             continue
-        smaller = call.end
-        for each in chain[at + 1 :] if large > ORDER_2M else ():
-            if each.order >= large or smaller >= begin + (1 << large):
+        end, after = call.end, at + 1
+        # A whole GiB is asked for once, 2M for each call of up to 8 MiB anew.
+        while large > ORDER_2M and end < begin + (1 << large):
+            if after == len(chain) or chain[after].order >= large:
                 break
-            smaller = each.end
-        if begin + (1 << large) <= smaller:
+            end, after = chain[after].end, after + 1
+        if begin + (1 << large) <= end:
             return large
     return -1

@@ -5,6 +5,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deploy.profile.open import open_trace
 from services.trace.report import report
@@ -201,6 +203,25 @@ def test_pieces_that_add_up_to_nothing_known_stay_apart(xen):
     assert xen.section()["calls"] == 2
 
 
+def test_many_small_calls_are_no_pieces_of_a_large_one(xen):
+    gfn = xen.populate(0, 0, 512)
+    for _ in range(512):
+        gfn = xen.populate(gfn, 0, 1)
+    assert xen.section()["calls"] == 513
+
+
+def test_of_a_part_of_a_trace_nobody_can_tell(xen):
+    xen.runs(1)
+    xen.vmmcall(DM_OP)
+    xen.runs(0)
+    xen.populate(0, 9, 4)
+    whole = xen.read()
+    part = Selection(domid=1).of(whole)
+    assert part.updates.rows == 4
+    assert "populate" not in report(part)["domains"]["1"]
+    assert report(whole, Selection(domid=1))["domains"]["1"]["populate"]["calls"] == 1
+
+
 @pytest.mark.parametrize("others", [False, True])
 def test_without_records_of_hypercalls_no_call_is_invented(xen, others):
     xen.give(0, 9, 8)
@@ -274,6 +295,38 @@ def test_a_guest_may_populate_what_was_to_be_populated_on_demand(xen):
     xen.vmmcall()
     xen.set(3, 0, 0x999)
     assert xen.section()["calls"] == 2
+
+
+WILD = st.tuples(
+    st.sampled_from([0, 1, 511, 512, 1 << 18, (1 << 52) - 1, NONE, 1 << 63]),
+    st.sampled_from([0, 1, 9, 10, 18, 63, 200, 255]),
+    st.sampled_from([0, 512, 1 << 18, NONE, NONE - 1, 1 << 63]),
+    st.sampled_from([RAM, INVALID, POD, 200]),
+    st.sampled_from([0, 1, 0xFFFF]),
+    st.sampled_from(["call", "other", "guest", "again", ""]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(WILD, min_size=1, max_size=20))
+def test_nothing_that_a_file_may_say_is_too_much(rows):
+    xen = Writer()
+    for gfn, order, mfn, kind, domid, what in rows:
+        if what == "call":
+            xen.call()
+        elif what == "other":
+            xen.call(DM_OP)
+        elif what == "guest":
+            xen.runs(domid)
+            xen.vmmcall()
+        elif what == "again":
+            xen.add(DOM_REM, domid)
+            xen.add(DOM_ADD, domid)
+        xen.set(gfn, order, mfn, kind, domid)
+    for section in report(xen.read())["domains"].values():
+        populate = section.get("populate")
+        if populate is not None:
+            assert sum(section["series"]["populate_calls"]) == populate["calls"]
 
 
 # -- a domid that is used again -----------------------------------------------------------------
