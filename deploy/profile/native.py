@@ -33,6 +33,8 @@ FOLDERS: Final = (
 )
 """Where objects are kept: the first that can be written."""
 ENTRY: Final = "entry"
+SUM_BYTES: Final = 16
+"""Of the check sum that an object begins with on disk."""
 LIBC: Final = frozenset({"memset", "memcpy", "memmove"})
 """What an object may ask of the process that it is loaded into."""
 _llvm: Any = llvm
@@ -87,6 +89,7 @@ def _load(loop: Loop, kinds: tuple[Kind, ...]) -> Callable[[Any], int]:
     _llvm.initialize_native_target()
     _llvm.initialize_native_asmprinter()
     name = f"{loop.function.__name__.strip('_')}.{_digest(loop, kinds)}.o"
+    engine = _llvm.create_mcjit_compiler(_llvm.parse_assembly(""), _machine())
     code = _kept(name)
     if code is None:
         made = _compile(loop, kinds)
@@ -94,7 +97,6 @@ def _load(loop: Loop, kinds: tuple[Kind, ...]) -> Callable[[Any], int]:
         if code is None:
             return made.ctypes
         _keep(name, code)
-    engine = _llvm.create_mcjit_compiler(_llvm.parse_assembly(""), _machine())
     engine.add_object_file(_llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
@@ -118,14 +120,25 @@ def _digest(loop: Loop, kinds: tuple[Kind, ...]) -> str:
     """Names what an object was made of: code, constants, processor, compiler."""
     made = hashlib.blake2b(digest_size=16)
     cpu = (_llvm.get_host_cpu_name(), _llvm.get_host_cpu_features().flatten())
-    made.update(repr((kinds, llvmlite.__version__, sys.version, cpu)).encode())
+    made.update(repr((_spelled(kinds), llvmlite.__version__, sys.version, cpu)).encode())
     for function in (loop.function, *loop.parts):
-        made.update(marshal.dumps(_without_places(function.__code__)))
+        # Version 2 writes no references, which depend on who else uses a constant.
+        made.update(marshal.dumps(_without_places(function.__code__), 2))
         for name in function.__code__.co_names:
             value = function.__globals__.get(name)
             if isinstance(value, (int, tuple)):
                 made.update(f"{name}={value!r};".encode())
     return made.hexdigest()
+
+
+def _spelled(kinds: tuple[Kind, ...]) -> list[Any]:
+    """Kinds with the names of their parts: code finds a part of a NamedTuple by its place."""
+    return [
+        (kind[0].__name__, kind[0]._fields, _spelled(kind[1]))
+        if kind is not None and isinstance(kind[0], type)
+        else kind
+        for kind in kinds
+    ]
 
 
 def _without_places(code: CodeType) -> CodeType:
@@ -134,12 +147,20 @@ def _without_places(code: CodeType) -> CodeType:
 
 
 def _kept(name: str) -> bytes | None:
+    """An object from disk, if it is there and whole: LLVM would not survive another."""
     for folder in FOLDERS:
         try:
-            return (folder / name).read_bytes()
+            data = (folder / name).read_bytes()
         except OSError:
             continue
+        code = data[SUM_BYTES:]
+        if _sum(code) == data[:SUM_BYTES]:
+            return code
     return None
+
+
+def _sum(code: bytes) -> bytes:
+    return hashlib.blake2b(code, digest_size=SUM_BYTES).digest()
 
 
 def _keep(name: str, code: bytes) -> None:
@@ -148,7 +169,7 @@ def _keep(name: str, code: bytes) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(code)
+                file.write(_sum(code) + code)
             Path(file.name).replace(folder / name)
         except OSError:
             continue

@@ -3,6 +3,7 @@
 import struct
 import sys
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -270,6 +271,41 @@ def test_code_is_kept_and_loaded_without_numba(tmp_path, monkeypatch):
     assert array.tolist() == [0, 6, 12, 18, 24]
     with pytest.raises(ImportError):
         Native(Loop(doubled))(2, array.astype(np.int32))
+    monkeypatch.undo()
+    monkeypatch.setattr(native_module, "FOLDERS", (tmp_path / "kept",))
+    whole = kept.read_bytes()
+    for damaged in (b"", b"damaged", whole[:-1], whole[:40] + b"?" + whole[41:]):
+        kept.write_bytes(damaged)
+        array[:] = 1
+        assert Native(Loop(doubled))(2, array) == 5
+        assert array.tolist() == [2] * 5
+        assert len(kept.read_bytes()) > 100, "made anew"
+
+
+class Pair(NamedTuple):
+    one: Any
+    other: Any
+
+
+def swapped(one, other):
+    """The same class but for the order of its parts."""
+
+    class Pair(NamedTuple):
+        other: Any
+        one: Any
+
+    return Pair(other, one)
+
+
+def first(pair):
+    return pair.one[0]
+
+
+def test_code_goes_by_the_names_of_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(native_module, "FOLDERS", (tmp_path,))
+    one, other = np.array([5]), np.array([6])
+    assert Native(Loop(first))(Pair(one, other)) == 5
+    assert Native(Loop(first))(swapped(one, other)) == 5
 
 
 def test_code_that_cannot_stand_alone_is_not_kept(tmp_path, monkeypatch):
