@@ -389,13 +389,22 @@ def test_percentiles_are_of_what_one_chooses(own, browse):
 
 @pytest.mark.slow
 def test_contention_of_one_domain_is_that_of_the_report(own, browse):
-    boxes, locks, even = browse(
-        own, {"do": "window"}, {"do": "select", "on": "#domid", "value": "1"},
+    all_boxes, boxes, locks, even = browse(
+        own, {"do": "window"}, look("contentionOfRows().mailboxes"),
+        {"do": "select", "on": "#domid", "value": "1"},
         look("contentionInSight().mailboxes"), look("contentionInSight().locks"),
         look("contentionInSight().fairness"),
     )  # fmt: skip
+    by_shard = {each["shard"]: each for each in report(own)["contention"]["mailboxes"]}
+    assert {each["shard"]: each for each in all_boxes} == by_shard
     said = report(own, Selection(domid=1))["contention"]
-    assert sorted(boxes, key=lambda each: each["shard"]) == said["mailboxes"]
+    for mine, alone in zip(
+        sorted(boxes, key=lambda box: box["shard"]), said["mailboxes"], strict=True
+    ):
+        # The queue that a domain waits in is made of the messages of all.
+        assert alone["longest"] <= mine.pop("longest") <= by_shard[mine["shard"]]["longest"]
+        assert mine.pop("at") > 0
+        assert mine == {name: each for name, each in alone.items() if name not in {"longest", "at"}}
     assert locks == said["locks"]
     whole = report(own)["contention"]["fairness"]
     assert even["jain"] == pytest.approx(whole["jain"])

@@ -23,7 +23,7 @@ function drawContention() {
 function drawQueues() {
   $("queues").hidden = !M.rows;
   if (!M.rows) return;
-  $("queues-title").textContent = `messages on average in each ${time(Math.round((state.t1 - state.t0) / (evenEdges().length - 1)))}${M.complete ? "" : ", estimated"}`;
+  $("queues-title").textContent = `messages${state.domid ? " of all domains" : ""} on average in each ${time(Math.round((state.t1 - state.t0) / (evenEdges().length - 1)))}${M.complete ? "" : ", estimated"}`;
   queues = queuesInSight();
   const p = canvas("queues-plot", { right: 10 }), layers = queues.layers.map(([name, values], i) => [colour(name, i), values]);
   timeAxis(p);

@@ -63,7 +63,8 @@ function domainTip(t) {
   words.push(Number.isNaN(share[i]) ? "nothing is mapped" : `${percent(share[i])} in superpages`);
   for (const name of strips) {
     const lane = lanes[name], n = lane.values[binAt(lane.edges, t)];
-    if (n) words.push(`${STRIPS[name][0]} ${count(n)}`);
+    const calls = name === "extents" ? lanes.populate_calls.values[binAt(lanes.populate_calls.edges, t)] : 0;
+    if (n) words.push(`${STRIPS[name][0]} ${count(n)}${calls ? `, ${trim(n / calls)} a call` : ""}`);
   }
   return words.join("\n");
 }

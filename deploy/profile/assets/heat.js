@@ -140,7 +140,7 @@ function drawCells(p) {
   }
   const what = state.metric === "shatters" ? "shatter" : "update";
   $("heat-legend").replaceChildren(
-    most ? `1 to ${plural(most, what)} a cell ` : `no ${what} in sight `,
+    most ? `${most > 1 ? "1 to " : ""}${plural(most, what)} a cell ` : `no ${what} in sight `,
     el("i", { class: "ramp", style: `background:linear-gradient(90deg, color-mix(in srgb, ${c} 30%, transparent), ${c})` }),
   );
 }

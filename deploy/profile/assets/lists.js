@@ -24,7 +24,7 @@ function listenList(box, kept) {
   box.addEventListener("scroll", () => paintList(box, kept));
   kept.body.addEventListener("click", (event) => {
     const tr = event.target.closest("tr");
-    if (tr && kept.pick && !event.target.closest("a, button")) kept.pick(kept.rows[Number(tr.dataset.at)]);
+    if (tr && tr.dataset.at && kept.pick && !event.target.closest("a, button")) kept.pick(kept.rows[Number(tr.dataset.at)]);
   });
   box.addEventListener("keydown", (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
@@ -65,6 +65,7 @@ function paintList(box, kept) {
     if (at === kept.cursor) tr.classList.add("cursor");
     made.push(tr);
   }
+  if (!nr) made.push(el("tr", {}, el("td", { class: "t none", colspan: kept.head.children.length }, "none in sight")));
   kept.body.replaceChildren(...made);
 }
 

@@ -1,7 +1,9 @@
 // Mailboxes, locks and fairness of what is in sight: of the whole run from the report, of a part from the rows.
 
 function contentionInSight() {
-  if (!M.complete || (isWhole() && !state.domid)) return R.contention;
+  return !M.complete || (isWhole() && !state.domid) ? R.contention : contentionOfRows();
+}
+function contentionOfRows() {
   const domid = chosenDomid(), [first, end] = rowsInSight(M.started), boxes = new Map(), locks = new Map(), waited = new Map();
   const into = (map, key, i) => { if (map.has(key)) map.get(key).push(i); else map.set(key, [i]); };
   for (let i = first; i < end; i++) {
@@ -12,16 +14,24 @@ function contentionInSight() {
   }
   return { mailboxes: [...boxes].map(mailboxOf), locks: [...locks].map(lockOf).sort((a, b) => b.total - a.total), fairness: fairnessOf(waited) };
 }
-// Just before a message is taken, all that came by then wait, less those taken before.
+// How many messages waited in the mailbox, of any domain, just before each was taken: all that came by then, less
+// those taken before.
+let queueSeen = null;
+function waitingBefore(i) {
+  if (queueSeen) return queueSeen[i];
+  const rows = new Map();
+  queueSeen = new Float64Array(M.rows);
+  for (let m = 0; m < M.rows; m++) if (rows.has(M.shard[m])) rows.get(M.shard[m]).push(m); else rows.set(M.shard[m], [m]);
+  for (const mine of rows.values()) {
+    const received = Float64Array.from(mine, (m) => M.started[m] - M.queue[m]).sort();
+    mine.forEach((m, taken) => (queueSeen[m] = nrBefore(received, M.started[m], true) - taken));
+  }
+  return queueSeen[i];
+}
 function mailboxOf([shard, rows]) {
   const { total, p99 } = percentiles(Float64Array.from(rows, (i) => M.queue[i]));
-  const received = Float64Array.from(rows, (i) => M.started[i] - M.queue[i]).sort();
-  let longest = 0, at = 0;
-  rows.forEach((i, taken) => {
-    const length = nrBefore(received, M.started[i], true) - taken;
-    if (length > longest) { longest = length; at = M.started[i]; }
-  });
-  return { shard, service: service(D.names[M.dst[rows[0]]]), messages: rows.length, wait_total: total, wait_p99: p99, longest, at };
+  const longest = rows.reduce((best, i) => (waitingBefore(i) > waitingBefore(best) ? i : best), rows[0]);
+  return { shard, service: service(D.names[M.dst[rows[0]]]), messages: rows.length, wait_total: total, wait_p99: p99, longest: waitingBefore(longest), at: M.started[longest] };
 }
 function lockOf([dst, rows]) {
   const { total, max } = percentiles(Float64Array.from(rows, (i) => M.lock_wait[i]));
