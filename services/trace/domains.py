@@ -193,12 +193,15 @@ class _Replay:
         ends: list[int] = np.searchsorted(updates["time"], np.array(edges[1:])).tolist()
         ends[-1] = updates.rows
         # How many updates came before each destruction: the tables are forgotten there.
-        downs: list[int] = np.searchsorted(updates["time"], rows.downs).tolist()
+        downs: list[int] = rows.downs.tolist()
+        befores: list[int] = np.searchsorted(updates["time"], rows.downs).tolist()
         first = 0
-        for end in ends:
-            while downs and (downs[0] < end or end == updates.rows):
-                self._apply(updates, first, downs[0])
-                first = downs.pop(0)
+        for edge, end in zip(edges[1:], ends, strict=True):
+            while downs and (downs[0] < edge or edge == edges[-1]):
+                before = befores[-len(downs)]
+                del downs[0]
+                self._apply(updates, first, before)
+                first = max(first, before)
                 self.map = self._empty()
             self._apply(updates, first, end)
             first = end

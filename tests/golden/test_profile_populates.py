@@ -354,6 +354,12 @@ def test_a_domid_that_is_used_again_begins_empty(xen):
     mapped = domain["series"]["mapped"]["9"]
     assert max(mapped) == 8 << 9
     assert mapped[-1] == 2 << 9
+    # Empty from the moment on at which it is given again, and not only from its first update.
+    edges = domain["series"]["edges"]
+    given = xen.read().domids_given_again()[1][0]
+    since = next(at for at, edge in enumerate(edges[1:]) if edge > given)
+    assert mapped[since - 1] == 8 << 9
+    assert mapped[since] == 0
     assert xen.domain(2)["final_leaves"] == {"9": {"ram_rw": 2}}
     for _ in range(2):
         xen.add(DOM_REM, 1)
