@@ -18,7 +18,7 @@ from deploy.profile.open import open_trace
 from deploy.profile.page import chosen_messages, write_page
 from protocols.trace import ID_SHIFT
 from services.trace.critical import Chains, request_path
-from services.trace.frame import Trace
+from services.trace.frame import Frame, Trace
 from services.trace.report import report
 from services.trace.select import Selection
 from services.trace.sequence import mermaid
@@ -490,6 +490,30 @@ def test_the_map_goes_from_domains_to_gfns_to_one_superpage(own, browse):
     assert 1 <= inside[2] < len(gfns)
     assert marked == said["hottest"][0]["gfn"]
     assert back == [-1, len(gfns)]
+
+
+@pytest.mark.slow
+def test_more_domains_than_pixels_share_rows(browse):
+    nr = 300
+    domid = np.repeat(np.arange(1, nr + 1), 2)
+    domid[-1] = 200  # has more than its neighbours
+    trace = Trace("many.bin", "xentrace", {}, 1e9)
+    trace.updates = Frame.of(
+        "updates",
+        {"time": np.arange(2 * nr) * 1000, "domid": domid, "gfn": np.arange(2 * nr), "mfn": domid},
+    )
+    rows, choices, listed, chosen = browse(
+        trace, {"do": "window"},
+        look("map.rows.map(row => [row.domids.map(Number), row.cells.reduce((a, b) => a + b, 0)])"),
+        look("document.querySelectorAll('#domid option').length"),
+        look("lists['fleet-table'].rows.length"),
+        look("(clickHeat({clientY: document.querySelector('#heat-plot').getBoundingClientRect().top"
+             " + 8 + (272 - 28) * (1 - 66.5 / 100)}), state.domid)"),
+    )  # fmt: skip
+    assert [row for row, _ in rows] == [[at, at + 1, at + 2] for at in range(1, nr, 3)]
+    assert sum(made for _, made in rows) == 2 * nr
+    assert (choices, listed) == (nr + 1, nr)
+    assert chosen == "200"
 
 
 @pytest.mark.slow
