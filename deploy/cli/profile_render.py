@@ -18,6 +18,8 @@ BARS: Final = " ▁▂▃▄▅▆▇█"
 SPARK_WIDTH: Final = 60
 PATH_ROWS: Final = 60
 SHARES_MAX: Final = 3
+UNKNOWN: Final = "-"
+"""What a trace does not tell."""
 Map = dict[str, Any]
 
 
@@ -182,8 +184,10 @@ def _domains(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG00
             f"{100 * covered(each['final_extents']):.1f} %",
             f"{sum(nr for kinds in each['p2m_updates'].values() for nr in kinds.values()):,}",
             " ".join(f"{step} {nr:,}" for step, nr in each["shatters"].items() if nr) or "0",
-            f"{populate.get('calls', 0):,}",
-            " ".join(f"{step} {nr}" for step, nr in populate.get("fallbacks", {}).items()) or "0",
+            f"{populate['calls']:,}" if populate else UNKNOWN,
+            " ".join(f"{step} {nr}" for step, nr in populate["fallbacks"].items()) or "0"
+            if populate
+            else UNKNOWN,
             f"{each['nested_faults']:,}",
             f"{pod[0]:,}/{each['pod_superpage_splinter']:,}/{pod[1]:,}",
         )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.cli.main import run
 from deploy.profile.open import open_trace
 from services.trace.report import report
 from services.trace.select import Selection
@@ -233,6 +234,18 @@ def test_without_records_of_hypercalls_no_call_is_invented(xen, others):
     assert "populate" not in domain
     assert domain["final_leaves"]["9"]["ram_rw"] in {8, 16}
     assert sum(domain["series"]["populate_calls"]) == 0
+
+
+def test_unknown_is_no_number_on_the_terminal(xen, tmp_path, capsys):
+    xen.give(0, 9, 8)
+    xen.populate(0, 9, 1, domid=2)
+    body = b"".join(xen.records)
+    (tmp_path / "t").write_bytes(struct.pack("<III", 0x2001_F003, 0, len(body)) + body)
+    assert run(["profile", str(tmp_path / "t")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for domid, told in ((1, ["-", "-"]), (2, ["1", "0"])):
+        row = next(row for row in rows if row[:1] == [str(domid)])
+        assert row[-4:-2] == told, "populates and fallbacks"
 
 
 def test_only_the_guest_is_heard(xen):
