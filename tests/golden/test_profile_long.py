@@ -1,6 +1,9 @@
 """Long xentraces in one pass: bounded tables, a domid used again, threads, code kept on disk."""
 
+import json
+import re
 import struct
+import subprocess
 import sys
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,6 +13,7 @@ import pytest
 
 import deploy.profile.native as native_module
 import services.trace.xen_gather as gather_module
+from deploy.cli.main import run
 from deploy.profile.long import give_back, pump
 from deploy.profile.native import Native
 from protocols.errno import BadInputError
@@ -38,17 +42,17 @@ def tick(tsc):
     return with_tsc(0x0002_8004, tsc, 0)
 
 
-def one_pass(data, run=runner, **how):
-    return summarise(memoryview(data), "t", cpu_hz=1e9, runner=run, **how)
+def one_pass(data, by=runner, **how):
+    return summarise(memoryview(data), "t", cpu_hz=1e9, runner=by, **how)
 
 
 def frames(data):
     return report(read_trace(memoryview(data), "t", cpu_hz=1e9))
 
 
-def agree(data, run=runner, *, but=()):
+def agree(data, by=runner, *, but=()):
     """The one-pass report, which says what the tables say."""
-    found = one_pass(data, run)
+    found = one_pass(data, by)
     places = differences(found, frames(data))
     assert [place for place in places if not any(each in place for each in but)] == []
     return found
@@ -61,20 +65,20 @@ WHEN_EMPTY = ("/series/mapped/", "/series/coverage")
 # -- a domid that is used again ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [plain, runner], ids=["plain", "native"])
-def test_a_domid_that_is_used_again_begins_empty(run):
+@pytest.mark.parametrize("by", [plain, runner], ids=["plain", "native"])
+def test_a_domid_that_is_used_again_begins_empty(by):
     body = tick(100) + with_tsc(DOM_ADD, 110, 7)
     body += b"".join(update(gfn << 9, 9) for gfn in range(8)) + update(0x200, domid=8)
     body += tick(5000) + update(5, kind=1, mfn=INVALID_FRAME)
     body += with_tsc(DOM_REM, 6000, 7)
-    gone = agree(window(0, body), run, but=WHEN_EMPTY)["domains"]["7"]
+    gone = agree(window(0, body), by, but=WHEN_EMPTY)["domains"]["7"]
     assert gone["final_leaves"] == {"0": {"ram_rw": 511}, "9": {"ram_rw": 7}}
     body += with_tsc(DOM_ADD, 7000, 7)
-    empty = agree(window(0, body), run, but=WHEN_EMPTY)["domains"]["7"]
+    empty = agree(window(0, body), by, but=WHEN_EMPTY)["domains"]["7"]
     assert empty["final_leaves"] == {}
     body += tick(8000) + update(0, 18) + update(1 << 18, 9) + tick(9000)
     body += update(3, kind=1, mfn=INVALID_FRAME) + tick(9999)
-    found = agree(window(0, body), run, but=WHEN_EMPTY)["domains"]
+    found = agree(window(0, body), by, but=WHEN_EMPTY)["domains"]
     assert found["7"]["final_leaves"] == {
         "0": {"ram_rw": 511},
         "9": {"ram_rw": 511 + 1},
@@ -87,7 +91,7 @@ def test_a_domid_that_is_used_again_begins_empty(run):
     for at in range(3):
         body += with_tsc(DOM_REM, 10_000 + 10 * at, 7) + with_tsc(DOM_ADD, 10_005 + 10 * at, 7)
         body += update(at << 18, 18)
-    assert agree(window(0, body), run, but=WHEN_EMPTY)["domains"]["7"]["final_leaves"] == {
+    assert agree(window(0, body), by, but=WHEN_EMPTY)["domains"]["7"]["final_leaves"] == {
         "18": {"ram_rw": 1}
     }
 
@@ -315,3 +319,43 @@ def test_code_that_cannot_stand_alone_is_not_kept(tmp_path, monkeypatch):
     assert Native(Loop(doubled))(5, array) == 3
     assert array.tolist() == [0, 5, 10]
     assert list(tmp_path.iterdir()) == []
+
+
+# -- what is loaded for it ------------------------------------------------------------------------
+
+LOADED = """
+import sys
+import deploy.profile.long as long_module
+from deploy.cli.main import run
+long_module.LONG_BYTES = 10
+assert run(["profile", sys.argv[1], "--json", sys.argv[2]]) == 0
+print(*sys.modules)
+"""
+
+
+def test_the_command_loads_what_a_long_xentrace_needs_and_no_more(tmp_path):
+    (tmp_path / "trace.bin").write_bytes(window(0, tick(5) + update(0, 9)))
+    paths = [str(tmp_path / name) for name in ("trace.bin", "report.json")]
+    one_pass(window(0, tick(5) + update(0, 9)))  # compiles, if nothing is kept yet
+    command = [sys.executable, "-c", LOADED, *paths[:1], "-"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    report_text, _, names = done.stdout.rpartition("}\n")
+    assert json.loads(report_text + "}")["domains"]["7"]["final_leaves"] == {"9": {"ram_rw": 1}}
+    loaded = {name.partition(".")[0] for name in names.split()}
+    assert "llvmlite" in loaded
+    assert not loaded & {
+        "numba", "scipy", "duckdb", "ray", "rich", "structlog", "msgspec", "asyncio"
+    }  # fmt: skip
+
+
+def test_help_names_every_command(capsys):
+    assert run(["--help"]) == 0
+    out, _ = capsys.readouterr()
+    assert re.findall(r"^  (\w+)  +[A-Z]", out, re.MULTILINE) == [
+        "audit", "launch", "profile", "replay", "stress"
+    ]  # fmt: skip
+    for name in ("audit", "launch", "profile", "replay", "stress"):
+        assert run([name, "--help"]) == 0
+        assert f"Usage: shatterproof {name} " in capsys.readouterr().out
+    assert run(["nothing"]) == 2
+    assert "No such command" in capsys.readouterr().err
