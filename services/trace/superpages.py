@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from protocols.p2m_types import INVALID_MFN_TYPES, P2mType
 from services.trace.frame import Column
+from services.trace.loops import HASH
 
 COMPILE_FROM: Final = 100_000
 """Updates of one map from which on compiling the loop is worth its seconds."""
@@ -32,7 +33,6 @@ EMPTY: Final = 0
 TABLE: Final = 1 + TYPES
 """Codes of entries: EMPTY, 1 + type of a leaf, TABLE + page of a table."""
 REGION_BITS: Final = 46
-HASH: Final = 0x9E37_79B1
 
 LOW: Final = 1
 """Flag of an update: a leaf of the middle order (2M, or 4M) was shattered to 4K."""
@@ -218,19 +218,21 @@ def _apply(
     state: Any, domid: Any, order: Any, kind: Any, gfn: Any, mfn: Any, flags: Any, at: Any
 ) -> Any:
     """Updates from ``at`` on; where it stopped for want of room, or their number."""
-    last, row, slot = -1, 0, 0
+    domain, region, row, slot = -1, -1, 0, 0
+    mid, top, stores, used = state.mid, state.top, state.stores, state.used
+    need = state.low.shape[1] if state.is_ept else 1
     while at < len(order):
         number, size, p2mt = gfn[at], order[at], kind[at] & (TYPES - 1)
-        key = region_key(state, domid[at], number)
-        if key != last:
+        if number >> top != region or domid[at] != domain:
+            domain, region = domid[at], number >> top
+            key = region_key(state, domain, number)
             slot = slot_of(state, key >> REGION_BITS)
             row = row_of(state, key)
             if slot < 0 or row < 0:
                 return at
-            last = key
-        if size < state.mid and not has_room(state):
+        if size < mid and len(state.pages) - used[2] + used[3] < need:
             return at
-        code = p2mt + 1 if mfn[at] != -1 or state.stores[p2mt] else EMPTY
+        code = p2mt + 1 if mfn[at] != -1 or stores[p2mt] else EMPTY
         flags[at] = change(state, row, slot, number, size, code)
         at += 1
     return at
@@ -285,22 +287,22 @@ def has_room(state: Any) -> Any:
 
 def change(state: Any, row: Any, slot: Any, gfn: Any, size: Any, code: Any) -> Any:
     """One update of a region that has room; its flags."""
-    mid, high, low, counts = state.mid, state.high, state.low, state.counts[slot]
+    mid, high, low, counts = state.mid, state.high, state.low, state.counts
     if size >= state.top:
-        _clear_top(state, row, counts)
+        _clear_top(state, row, slot)
         high[row] = code
         if code != EMPTY:
-            counts[2, code - 1] += 1
+            counts[slot, 2, code - 1] += 1
         return 0
     flag = 0
     child = gfn >> mid & (low.shape[1] - 1)
     if high[row] != TABLE or (size < mid and low[row, child] < TABLE):
-        flag = _split(state, row, child, size < mid, counts, state.steps[slot])
+        flag = _split(state, row, child, size < mid, slot)
     if size >= mid:
-        _clear_mid(state, low[row, child], counts)
+        _clear_mid(state, low[row, child], slot)
         low[row, child] = code
         if code != EMPTY:
-            counts[1, code - 1] += 1
+            counts[slot, 1, code - 1] += 1
         return flag
     pages = state.pages
     page = low[row, child] - TABLE
@@ -308,10 +310,10 @@ def change(state: Any, row: Any, slot: Any, gfn: Any, size: Any, code: Any) -> A
     for entry in range(first, first + (1 << size)):
         old = pages[page, entry]
         if old != EMPTY:
-            counts[0, old - 1] -= 1
+            counts[slot, 0, old - 1] -= 1
         pages[page, entry] = code
     if code != EMPTY:
-        counts[0, code - 1] += 1 << size
+        counts[slot, 0, code - 1] += 1 << size
     return flag
 
 
@@ -324,7 +326,7 @@ def forget(state: Any, domid: Any) -> None:
     for at in range(len(index)):
         if index[at, 0] >= 0 and index[at, 0] >> REGION_BITS == domid:
             row = index[at, 1]
-            _clear_top(state, row, state.counts[slot])
+            _clear_top(state, row, slot)
             state.high[row] = EMPTY
 
 
@@ -342,34 +344,35 @@ def _take_page(state: Any, code: Any) -> Any:
     return TABLE + page
 
 
-def _clear_mid(state: Any, code: Any, counts: Any) -> None:
+def _clear_mid(state: Any, code: Any, slot: Any) -> None:
     """An entry of the middle level goes, with the table under it."""
+    counts = state.counts
     if code >= TABLE:
         pages, used = state.pages, state.used
         page = code - TABLE
         for entry in range(pages.shape[1]):
             old = pages[page, entry]
             if old != EMPTY:
-                counts[0, old - 1] -= 1
+                counts[slot, 0, old - 1] -= 1
         state.free[used[3]] = page
         used[3] += 1
     elif code != EMPTY:
-        counts[1, code - 1] -= 1
+        counts[slot, 1, code - 1] -= 1
 
 
-def _clear_top(state: Any, row: Any, counts: Any) -> None:
+def _clear_top(state: Any, row: Any, slot: Any) -> None:
     """A top-level entry goes, with all tables under it."""
     code = state.high[row]
     if code == TABLE:
         for child in range(state.low.shape[1]):
-            _clear_mid(state, state.low[row, child], counts)
+            _clear_mid(state, state.low[row, child], slot)
     elif code != EMPTY:
-        counts[2, code - 1] -= 1
+        state.counts[slot, 2, code - 1] -= 1
 
 
-def _split(state: Any, row: Any, child: Any, is_small: Any, counts: Any, steps: Any) -> Any:
+def _split(state: Any, row: Any, child: Any, is_small: Any, slot: Any) -> Any:
     """Tables down to where an update goes; flags of the leaves that were shattered for them."""
-    high, low = state.high, state.low
+    high, low, counts, steps = state.high, state.low, state.counts, state.steps
     flag, width, entries = 0, low.shape[1], state.pages.shape[1]
     code = high[row]
     if code != TABLE:
@@ -378,15 +381,15 @@ def _split(state: Any, row: Any, child: Any, is_small: Any, counts: Any, steps: 
             low[row, each] = code
         if code != EMPTY:
             flag = HIGH
-            steps[0] += 1
-            counts[2, code - 1] -= 1
-            counts[1, code - 1] += width
+            steps[slot, 0] += 1
+            counts[slot, 2, code - 1] -= 1
+            counts[slot, 1, code - 1] += width
             if state.is_ept and is_small:
                 # The EPT splits every descendant before it publishes the new tables.
                 flag |= ALL_LOW
-                steps[1] += width
-                counts[1, code - 1] -= width
-                counts[0, code - 1] += width * entries
+                steps[slot, 1] += width
+                counts[slot, 1, code - 1] -= width
+                counts[slot, 0, code - 1] += width * entries
                 for each in range(width):
                     low[row, each] = _take_page(state, code)
     code = low[row, child]
@@ -394,9 +397,9 @@ def _split(state: Any, row: Any, child: Any, is_small: Any, counts: Any, steps: 
         low[row, child] = _take_page(state, code)
         if code != EMPTY:
             flag |= LOW
-            steps[1] += 1
-            counts[1, code - 1] -= 1
-            counts[0, code - 1] += entries
+            steps[slot, 1] += 1
+            counts[slot, 1, code - 1] -= 1
+            counts[slot, 0, code - 1] += entries
     return flag
 
 

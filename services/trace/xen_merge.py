@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from protocols.trace import MemEvent
-from services.trace.loops import Loop, place_of
+from services.trace.loops import HASH, Loop, place_of
+from services.trace.report import RUN_EDGES
 from services.trace.xentrace import CPU_CHANGE, CPU_CHANGE_HEADER, LOST_RECORDS, RUNSTATE_CHANGE
 
-RUN_EDGES: Final = (0, 1, 8, 64, 512)
-"""Upper ends of the classes of how many p2m updates one hypercall made; then there is one more."""
 RECORDS: Final = 1 << 19
 """Records of one call of the loop, after which pages are given back."""
 SLOTS: Final = 1 << 12
@@ -291,7 +290,7 @@ def _run(
         event = header & 0x0FFF_FFFF
         if event >> 12 == RUNSTATE_CHANGE >> 12:
             event = RUNSTATE_CHANGE
-        slot = (event & 0x7FFF_FFFF) * 0x9E37_79B1 >> 20 & (SLOTS - 1)
+        slot = (event & 0x7FFF_FFFF) * HASH >> 20 & (SLOTS - 1)
         if books.events[slot] != event:
             slot = _kind(books, event)
             if slot < 0:
