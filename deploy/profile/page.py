@@ -8,7 +8,7 @@ import html
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class Block:
 
 def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
     """Write the page of a trace and of what ``services.trace.report.report`` says of it."""
-    rows, stands = chosen_messages(trace)
+    messages = chosen_messages(trace)
     found = curves(trace, report)
     block = Block()
     data = {
@@ -104,8 +104,8 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
         "flagged": found.flags is not None,
         "broken": 0 if found.flags is None else int(np.count_nonzero(found.flags)),
         "orders": found.orders,
-        "messages": _messages(trace, rows, stands, block),
-        "updates": _updates(trace, rows, found.flags, block),
+        "messages": _messages(trace, messages, block),
+        "updates": _updates(trace, messages.rows, found.flags, block),
         "steps": _steps(found, block),
         "calls": _calls(trace, block),
         "memory": _events(trace, block),
@@ -128,18 +128,25 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
     file.write(page)
 
 
-def chosen_messages(trace: Trace) -> tuple[Column, Column]:
-    """Rows of the messages that the page holds, by the time when their handling began.
+class Messages(NamedTuple):
+    """The messages that a page holds, by the time when their handling began."""
 
-    With it how many messages each stands for: itself, and those of its kind to the same service for
-    the same domain that are left out before it.
-    """
+    rows: Column
+    stands: Column
+    """How many messages each stands for: itself, and those of its kind to the same service for the
+    same domain that are left out before it."""
+    whole: Column
+    """Whether all that was asked for its sake is there, too."""
+
+
+def chosen_messages(trace: Trace) -> Messages:
+    """All messages, or the slowest hypercalls with all that they caused, and a sample."""
     m = trace.messages
     by_time = np.argsort(m["started"], kind="stable")
     if m.rows <= MESSAGES_MAX:
-        return by_time, np.ones(m.rows, dtype=np.int64)
+        return Messages(by_time, *np.ones((2, m.rows), dtype=np.int64))
     chains = Chains(trace)
-    keep = np.zeros(m.rows, dtype=np.bool_)
+    keep, whole = np.zeros((2, m.rows), dtype=np.bool_)
     left = MESSAGES_MAX // 2
     for request in slowest(trace, WHOLE_TREES):
         if left <= 0:
@@ -147,12 +154,13 @@ def chosen_messages(trace: Trace) -> tuple[Column, Column]:
         found = tree(chains, request, TREE_MAX)
         left -= len(found)
         keep[found] = True
+        whole[found] |= len(found) < TREE_MAX
     spread(keep, MESSAGES_MAX - int(np.count_nonzero(keep)))
     names, numbers = services(trace.names)
     kinds = m["kind"].astype(np.int64) * len(names) + numbers[m["dst"]]
     keys = kinds << DOMID_BITS | (m["domid"].astype(np.int64) + 1)
     rows, stands = standing(keys[by_time], keep[by_time])
-    return by_time[rows], stands
+    return Messages(by_time[rows], stands, whole[by_time[rows]])
 
 
 def table_rows(ids: Column, wanted: Column) -> Column:
@@ -165,9 +173,9 @@ def table_rows(ids: Column, wanted: Column) -> Column:
     return np.where((ids[found] == wanted) & (wanted > 0), found + 1, 0)
 
 
-def _messages(trace: Trace, rows: Column, stands: Column, block: Block) -> dict[str, Any]:
+def _messages(trace: Trace, messages: Messages, block: Block) -> dict[str, Any]:
     """The chosen messages; causes, parents and requests as rows among them, from 1."""
-    m = trace.messages
+    m, rows = trace.messages, messages.rows
     ids = m["id"][rows]
     started = m["started"][rows]
     ended = m["ended"][rows]
@@ -178,7 +186,8 @@ def _messages(trace: Trace, rows: Column, stands: Column, block: Block) -> dict[
         "parent": table_rows(ids, m["parent"][rows]),
         "asked": table_rows(ids, m["reply_to"][rows]),
         "isReply": m["reply_to"][rows] > 0,
-        "stands": stands,
+        "stands": messages.stands,
+        "whole": messages.whole,
         "transit": m["received"][rows] - m["sent"][rows],
         "queue": started - m["received"][rows],
         "lasted": np.where(ended >= 0, ended - started + 1, 0),

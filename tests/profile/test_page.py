@@ -17,7 +17,7 @@ import deploy.profile.page as page_module
 from deploy.profile.open import open_trace
 from deploy.profile.page import chosen_messages, write_page
 from protocols.trace import ID_SHIFT
-from services.trace.critical import Chains, request_path
+from services.trace.critical import Chains, request_path, tree
 from services.trace.frame import Frame, Trace
 from services.trace.report import report
 from services.trace.select import Selection
@@ -112,8 +112,13 @@ def test_names_from_outside_stay_text(own, tmp_path):
 
 def test_a_long_trace_is_cut_to_the_slowest_and_a_sample(own, monkeypatch):
     monkeypatch.setattr(page_module, "MESSAGES_MAX", 60)
-    rows, stands = chosen_messages(own)
+    rows, stands, whole = chosen_messages(own)
     assert stands.sum() == own.messages.rows
+    kept = set(rows.tolist())
+    chains = Chains(own)
+    for row in rows[whole].tolist():
+        assert kept >= set(tree(chains, row, 1000))
+    assert 20 < whole.sum() < len(rows)
     assert 60 <= len(rows) < own.messages.rows // 2
     assert len(set(rows.tolist())) == len(rows)
     started = own.messages["started"][rows]
@@ -332,11 +337,13 @@ def test_facts_of_a_part_are_counted_as_the_report_counts(own, browse):
 @pytest.mark.slow
 def test_a_page_with_a_sample_counts_all(own, browse, monkeypatch):
     """Rows stand for those left out before them, so zoomed views count every record."""
-    for name, most in (("MESSAGES_MAX", 150), ("UPDATES_MAX", 50), ("EVENTS_MAX", 60)):
+    for name, most in (("MESSAGES_MAX", 60), ("UPDATES_MAX", 50), ("EVENTS_MAX", 60)):
         monkeypatch.setattr(page_module, name, most)
     whole = look("Object.values(figuresInSight('messages').figures).map(each => each.count)")
-    held_, lanes, all_kinds, mine, map_ = browse(
+    held_, titles, lanes, all_kinds, mine, map_ = browse(
         own, {"do": "window"}, look("[M.rows, U.rows, E.rows]"),
+        look("[0, 1].map(whole => { state.row = M.whole.indexOf(whole); drawSequence();"
+             " return document.querySelector('#sequence-title').textContent; })"),
         look("[sum(memoryShown.lanes.updates.values), sum(memoryShown.lanes.shatters.values),"
              " sum(memoryShown.lanes.nested_faults.values)]"),
         whole, {"do": "select", "on": "#domid", "value": "1"}, whole,
@@ -344,6 +351,8 @@ def test_a_page_with_a_sample_counts_all(own, browse, monkeypatch):
     )  # fmt: skip
     said = report(own)
     assert held_[0] < own.messages.rows
+    assert "of this page's sample" in titles[0]
+    assert "sample" not in titles[1]
     assert held_[1] < own.updates.rows
     assert held_[2] < own.events.rows
     series = [each["series"] for each in said["domains"].values()]

@@ -29,7 +29,7 @@ function drawSequence() {
   if (state.row < 0) return;
   const root = rootOf(state.row), rows = treeOf(root), names = [];
   for (const i of rows) for (const n of [D.names[M.src[i]], D.names[M.dst[i]]]) if (!names.includes(n)) names.push(n);
-  $("sequence-title").textContent = `${idOf(root)} ${D.kinds[M.kind[root]]}${M.domid[root] >= 0 ? `, ${domainName(M.domid[root])}` : ""}: ${plural(rows.length, "message")}${rows.length === ARROWS ? " (the first; there are more)" : ""}, ${M.lasted[root] ? time(latencyOf(root)) : "never answered"}`;
+  $("sequence-title").textContent = `${idOf(root)} ${D.kinds[M.kind[root]]}${M.domid[root] >= 0 ? `, ${domainName(M.domid[root])}` : ""}: ${plural(rows.length, "message")}${rows.length === ARROWS ? " (the first; there are more)" : ""}${M.whole[root] ? "" : " of this page's sample; profile --sequence shows all"}, ${M.lasted[root] ? time(latencyOf(root)) : "never answered"}`;
   drawLifelines(root, rows, names);
   drawCauses();
   drawChosenPath(root);
