@@ -29,6 +29,7 @@ from services.trace.xen_views import (
     CHILDREN,
     CONSUME,
     COUNT_MASK,
+    CROWDED,
     CURVES,
     GRAIN,
     MARKS,
@@ -165,7 +166,8 @@ class Gathered:
 
     def _grow(self) -> None:
         """More of whatever the loop stopped for."""
-        if int(self.maps.state.used[1]) == len(self.views.series):
+        if self.views.marks[CROWDED]:
+            self.views.marks[CROWDED] = 0
             self._more_domains()
         self.maps.grow()
         views = self.views

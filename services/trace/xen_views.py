@@ -71,7 +71,8 @@ TALLY: Final = 8
 TALLY_AT: Final = 9
 CELL: Final = 10
 CELL_AT: Final = 11
-MARKS: Final = 12
+CROWDED: Final = 12
+MARKS: Final = 13
 
 
 class Views(NamedTuple):
@@ -103,7 +104,10 @@ class Views(NamedTuple):
     nr_cells: Ints
     """Updates and shatters."""
     marks: Ints
-    """BIN that is on, TALLIES and CELLS used, GRAIN, BASE: the first TSC; what was met last."""
+    """BIN that is on, TALLIES and CELLS used, GRAIN, BASE: the first TSC; what was met last.
+
+    CROWDED: that there was no room for one more domain.
+    """
 
 
 def _bin(views: Any, time: Any) -> Any:
@@ -138,6 +142,7 @@ def settle(counts: Any, views: Any, slot: Any, until: Any) -> Any:
 def _slot(state: Any, views: Any, domid: Any) -> Any:
     """A domain's slot, made if need be; -1 if there is no room."""
     if state.slots[domid] < 0 and state.used[1] == len(views.series):
+        views.marks[CROWDED] = 1
         return -1
     return slot_of(state, domid)
 

@@ -115,6 +115,10 @@ def many_domains(nr, seed=1):
     return window(0, b"".join(tick(1000 + at) + record for at, record in rows))
 
 
+def test_as_many_domains_as_bins_have_room_for():
+    agree(many_domains(100))
+
+
 def test_more_domains_than_bins_have_room_for():
     """Beyond a hundred domains neighbouring bins are one; every count and sum stays."""
     data = many_domains(250)
