@@ -511,17 +511,25 @@ def test_more_domains_than_pixels_share_rows(browse):
         "updates",
         {"time": np.arange(2 * nr) * 1000, "domid": domid, "gfn": np.arange(2 * nr), "mfn": domid},
     )
-    rows, choices, listed, chosen = browse(
+    rows, choices, listed, calls, unseen, chosen = browse(
         trace, {"do": "window"},
         look("map.rows.map(row => [row.domids.map(Number), row.cells.reduce((a, b) => a + b, 0)])"),
         look("document.querySelectorAll('#domid option').length"),
         look("lists['fleet-table'].rows.length"),
+        look("(R.domains[1].populate = {calls: 7, extents_per_call: {p50: 1, max: 1},"
+             " fallbacks: {}, unknown_frames: 512},"
+             " fleetRows = null, fleetDrawn = '', drawFleet(), drawDomainFacts(),"
+             " [...document.querySelectorAll('#fleet-table tbody tr')].slice(0, 2)"
+             ".map(row => row.lastChild.textContent))"),
+        look("document.querySelector('#domain-facts').textContent"),
         look("(clickHeat({clientY: document.querySelector('#heat-plot').getBoundingClientRect().top"
              " + 8 + (272 - 28) * (1 - 66.5 / 100)}), state.domid)"),
     )  # fmt: skip
     assert [row for row, _ in rows] == [[at, at + 1, at + 2] for at in range(1, nr, 3)]
     assert sum(made for _, made in rows) == 2 * nr
     assert (choices, listed) == (nr + 1, nr)
+    assert calls == ["7", "-"]
+    assert "not traced 2 MiB" in unseen
     assert chosen == "200"
 
 

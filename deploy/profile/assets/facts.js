@@ -13,12 +13,13 @@ function factsReported() {
     shatters: add((d) => d.shatters), calls, half: chosen.length === 1 && calls ? chosen[0].populate.extents_per_call.p50 : null,
     most: Math.max(0, ...chosen.map((d) => (d.populate ? d.populate.extents_per_call.max : 0))),
     fallbacks: add((d) => d.populate && d.populate.fallbacks),
+    unseen: total((d) => d.populate && d.populate.unknown_frames),
     faults: total((d) => d.nested_faults), down: add((d) => d.decrease_reservation), pod: add((d) => d.pod_populate),
     splintered: total((d) => d.pod_superpage_splinter), reclaimed: add((d) => d.pod_zero_reclaim),
   };
 }
 function factsInSight() {
-  const found = { updates: {}, shatters: {}, calls: 0, half: null, most: 0, fallbacks: {}, faults: 0, down: {}, pod: {}, splintered: 0, reclaimed: {} };
+  const found = { updates: {}, shatters: {}, calls: 0, half: null, most: 0, fallbacks: {}, unseen: 0, faults: 0, down: {}, pod: {}, splintered: 0, reclaimed: {} };
   const domid = chosenDomid(), [low, mid, top] = D.orders, asked = [];
   const each = (table, take) => {
     const [first, end] = table.rows ? rowsInSight(table.time) : [0, 0];
@@ -49,6 +50,7 @@ function drawDomainFacts() {
     facts.push(["populate calls", `${count(f.calls)}, extents a call ${f.half === null ? "" : `p50 ${count(f.half)}, `}max ${count(f.most)}`]);
     facts.push(["fallbacks in the ladder", listed(f.fallbacks, stepName) || "none"]);
   }
+  if (f.unseen) facts.push(["populated by calls that were not traced", memory(f.unseen)]);
   if (f.faults) facts.push(["nested faults", count(f.faults)]);
   if (sum(f.down)) facts.push(["decrease_reservation", listed(f.down)]);
   if (sum(f.pod)) facts.push(["populate on demand", `${listed(f.pod)} populated, ${count(f.splintered)} splintered, ${listed(f.reclaimed) || "none"} reclaimed`]);

@@ -20,6 +20,7 @@ const FLEET = [
   ["splintered", (d) => d.pod_superpage_splinter || 0, count],
   ["reclaimed", (d) => sum(d.pod_zero_reclaim), count],
 ];
+const UNTOLD = new Set(["populate calls", "fallbacks"]); // of a domain without a populate section: no number
 const fleetSort = { at: 0, down: false };
 let fleetRows = null;
 let fleetDrawn = "";
@@ -44,7 +45,7 @@ function drawFleet() {
   const row = ({ id, d, values }) => {
     const cells = FLEET.map(([, , show], i) => shown[i] && (i === 0
       ? el("td", { class: "t" }, show(values[i]))
-      : el("td", { class: "b" }, el("i", { style: `width:${(100 * values[i]) / tops[i]}%` }), el("span", {}, show(values[i])))));
+      : el("td", { class: "b" }, el("i", { style: `width:${(100 * values[i]) / tops[i]}%` }), el("span", {}, UNTOLD.has(FLEET[i][0]) && !d.populate ? "-" : show(values[i])))));
     cells[1] = el("td", { class: "b orders" }, orderBar(mapsNow(d), tops[1]), el("span", {}, memory(values[1])));
     cells.splice(3, 0, el("td", { class: "t spark" }, sparkline(d)));
     return [{ class: state.domid === id ? "on" : null }, cells];
