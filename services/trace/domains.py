@@ -26,6 +26,7 @@ HEAT_BANDS: Final = 64
 HEAT_DOMAINS: Final = 64
 """Heat maps are made of the domains with the most updates."""
 HOTTEST: Final = 20
+END_OF_TIME: Final = 1 << 63
 TYPE_NAMES: Final = [kind.name.lower() for kind in P2mType]
 LEAF_ORDERS: Final = {"npt": (0, 9, 18), "ept": (0, 9, 18), "pae": (0, 9), "x86_32": (0, 10)}
 EXTENT_EVENTS: Final = {
@@ -190,14 +191,15 @@ class _Replay:
         if not updates.rows:
             self.mapped = [{}] * (len(edges) - 1)
             return
+        # Of a part, what comes after its last bin still makes the final leaves.
         ends: list[int] = np.searchsorted(updates["time"], np.array(edges[1:])).tolist()
-        ends[-1] = updates.rows
+        ends.append(updates.rows)
         # How many updates came before each destruction: the tables are forgotten there.
         downs: list[int] = rows.downs.tolist()
         befores: list[int] = np.searchsorted(updates["time"], rows.downs).tolist()
         first = 0
-        for edge, end in zip(edges[1:], ends, strict=True):
-            while downs and (downs[0] < edge or edge == edges[-1]):
+        for edge, end in zip([*edges[1:], END_OF_TIME], ends, strict=True):
+            while downs and downs[0] < edge:
                 before = befores[-len(downs)]
                 del downs[0]
                 self._apply(updates, first, before)
@@ -205,7 +207,8 @@ class _Replay:
                 self.map = self._empty()
             self._apply(updates, first, end)
             first = end
-            self.mapped.append(self.map.frames())
+            if edge != END_OF_TIME:
+                self.mapped.append(self.map.frames())
 
     def _empty(self) -> GfnMap:
         return GfnMap(LEAF_ORDERS[self._paging], ept=self._paging == "ept")

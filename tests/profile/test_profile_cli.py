@@ -10,6 +10,8 @@ from deploy.cli.main import run
 from deploy.profile.open import open_trace
 from protocols.trace import NO_DOMID
 from services.trace.report import report
+from services.trace.select import Selection
+from services.trace.superpages import GfnMap
 from tests.profile.test_page import CAPTURE
 
 WORK = """
@@ -86,6 +88,19 @@ def test_json_has_what_the_contract_says(own_path, own, capsys):
     assert section["shatters"] == {"18->9": 0, "9->0": 4}
     assert section["decrease_reservation"] == {"0": 11}
     assert found["domains"]["2"]["pod_populate"]["9"] > 0
+
+
+def test_memory_of_a_part_ends_where_the_part_does(own):
+    u = own.updates.take(own.updates["domid"] == 1)
+    middle = int(u["time"][u.rows // 2])
+    section = report(own, Selection(between=(0, middle)))["domains"]["1"]
+    seen = u.take(u["time"] <= middle)
+    assert 0 < seen.rows < u.rows
+    leaves = GfnMap((0, 9, 18))
+    leaves.apply(seen["order"], seen["type"], seen["gfn"], seen["mfn"])
+    mapped = {int(order): frames[-1] for order, frames in section["series"]["mapped"].items()}
+    assert {order: nr for order, nr in mapped.items() if nr} == leaves.frames()
+    assert section["final_extents"] == report(own)["domains"]["1"]["final_extents"]
 
 
 def test_a_destroyed_domain_has_nothing_left(destroyed):
