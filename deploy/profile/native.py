@@ -27,9 +27,10 @@ import numpy as np
 
 from services.trace.loops import Loop
 
+HOME: Final = os.environ.get("HOME")
 FOLDERS: Final = (
     Path(__file__).parent / "__pycache__",
-    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shatterproof",
+    *((Path(HOME) / ".cache" / "shatterproof",) if HOME else ()),
 )
 """Where objects are kept: the first that can be written."""
 ENTRY: Final = "entry"
@@ -168,9 +169,10 @@ def _keep(name: str, code: bytes) -> None:
     for folder in FOLDERS:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(_sum(code) + code)
-            Path(file.name).replace(folder / name)
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                file = Path(own) / name
+                file.write_bytes(_sum(code) + code)
+                file.replace(folder / name)
         except OSError:
             continue
         for old in folder.glob(f"{name.partition('.')[0]}.*.o"):
