@@ -36,15 +36,6 @@ CALLS_MAX: Final = 50_000
 HYPERCALLS_MAX: Final = 50_000
 DOMID_BITS: Final = 32
 SPANS_MAX: Final = 60_000
-RARE: Final = {
-    0: "set_trap_table", 2: "set_gdt", 3: "stack_switch", 4: "set_callbacks", 5: "fpu_taskswitch",
-    7: "platform_op", 8: "set_debugreg", 9: "get_debugreg", 10: "update_descriptor",
-    14: "update_va_mapping", 15: "set_timer_op", 17: "xen_version", 18: "console_io",
-    21: "vm_assist", 22: "update_va_mapping_otherdomain", 23: "iret", 24: "vcpu_op",
-    25: "set_segment_base", 27: "xsm_op", 28: "nmi_op", 30: "callback_op", 31: "xenoprof_op",
-    33: "physdev_op", 37: "kexec_op", 39: "argo_op", 40: "xenpmu_op", 42: "hypfs_op",
-}  # fmt: skip
-"""Hypercalls of public/xen.h that the report leaves to their numbers."""
 ASSETS: Final = "deploy.profile.assets"
 SCRIPTS: Final = (
     "data", "words", "plot", "sight", "curves", "waits", "facts", "overview", "domain", "heat",
@@ -100,7 +91,7 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
         "kinds": list(trace.kinds),
         "types": TYPE_NAMES,
         "events": {str(int(event)): name for event, name in EVENT_NAMES.items()},
-        "hypercalls": {str(number): name for number, name in {**RARE, **HYPERCALLS}.items()},
+        "hypercalls": {str(number): name for number, name in HYPERCALLS.items()},
         "flagged": found.flags is not None,
         "broken": 0 if found.flags is None else int(np.count_nonzero(found.flags)),
         "orders": found.orders,
