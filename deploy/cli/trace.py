@@ -12,13 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from deploy.cli.trace_writer import Add, Begin, Flush, Order, Requests, encode_order
 from deploy.world import layout
 from protocols.errno import BadInputError
 from services.heap.host import HostConfig
 from services.trace.writer import STEP, describe_run, ns_clock
+
+SILENT_SECONDS: Final = 2.0
+"""A trace that takes longer to write is told of on a terminal."""
+
+
+def has_a_core_to_spare(header: dict[str, Any]) -> bool:
+    """Whether whoever writes the trace has a core that nobody else needs: the run, the system."""
+    busy = len(header["shards"]) + 1 if header["runtime"] == "ray" else 1
+    return busy + 1 < (os.cpu_count() or 1)
 
 
 class FileSink:
@@ -56,14 +65,20 @@ class FileSink:
             return
         self._queue.put(None)
         self._feeder.join()
-        _, story = self._writer.communicate()
+        try:
+            _, story = self._writer.communicate(timeout=SILENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            if sys.stderr.isatty():
+                sys.stderr.write(f"writing {self._path}\n")
+            _, story = self._writer.communicate()
         if self._writer.returncode:
             raise _unwritable(self._path, story.decode())
 
     def _put(self, order: Order) -> None:
         if self._writer is None:
             self._writer = self._start()
-            self._queue.put(Begin(self._header))
+            aside = None if has_a_core_to_spare(self._header) else str(self._path.parent.absolute())
+            self._queue.put(Begin(self._header, aside))
             self._feeder.start()
         self._queue.put(order)
 

@@ -1,17 +1,20 @@
 """The process that writes a trace: parts of tapes on stdin, blocks of the file on stdout.
 
-Making rows takes longer than recording did, so it is done beside the run and gives way to it: this
-process has the lowest priority. It ends when its input does, also because whoever recorded died,
-and what had come by then is a whole file.
+Making rows takes longer than recording did. Where the machine has a core to spare it is done beside
+the run; elsewhere what comes is put aside, in memory and then in a temporary file, until the run is
+over. Either way this process has the lowest priority. It ends when its input does, also because
+whoever recorded died, and what had come by then is a whole file.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
@@ -19,12 +22,15 @@ from services.trace.writer import TraceEncoder
 
 LENGTH_BYTES: Final = 8
 NICEST: Final = 19
+ASIDE_BYTES: Final = 64 << 20
+"""What is put aside goes to disk beyond so many bytes."""
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag="begin"):
-    """Comes first: the header's map."""
+    """Comes first: the header's map, and whether all else waits for the end, and where on disk."""
 
     header: dict[str, Any]
+    aside: str | None
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
@@ -45,6 +51,14 @@ class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):
     """Write what is complete."""
 
 
+class Reader(Protocol):
+    """What orders are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes."""
+        ...
+
+
 Order = Begin | Add | Requests | Flush
 _decoder: Final = msgspec.msgpack.Decoder(Order)
 
@@ -55,7 +69,7 @@ def encode_order(order: Order) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
-def _orders(source: BinaryIO) -> Iterator[Order]:
+def _orders(source: Reader) -> Iterator[Order]:
     """Whole orders until the input ends."""
     while len(length := source.read(LENGTH_BYTES)) == LENGTH_BYTES:
         size = int.from_bytes(length, "little")
@@ -67,12 +81,23 @@ def _orders(source: BinaryIO) -> Iterator[Order]:
 
 def write(source: BinaryIO, file: BinaryIO) -> None:
     """Carry out orders until there are no more."""
-    orders = _orders(source)
-    begin = next(orders, None)
+    begin = next(_orders(source), None)
     if not isinstance(begin, Begin):
         return
     encoder = TraceEncoder(begin.header)
-    for order in orders:
+    if begin.aside is None:
+        _carry_out(source, encoder, file)
+    else:
+        with SpooledTemporaryFile(ASIDE_BYTES, dir=begin.aside) as spool:
+            shutil.copyfileobj(source, spool)
+            spool.seek(0)
+            _carry_out(spool, encoder, file)
+    file.write(encoder.finish())
+    file.flush()
+
+
+def _carry_out(source: Reader, encoder: TraceEncoder, file: BinaryIO) -> None:
+    for order in _orders(source):
         match order:
             case Add():
                 encoder.add(order.tape, order.part, order.offset)
@@ -81,8 +106,6 @@ def write(source: BinaryIO, file: BinaryIO) -> None:
             case _:
                 file.write(encoder.take())
                 file.flush()
-    file.write(encoder.finish())
-    file.flush()
 
 
 def main() -> int:

@@ -114,7 +114,7 @@ class Shard:
             self._links[batch.sender].received(batch.credits, batch.envelopes)
         self._kinds.update(type(envelope.body) for envelope in batch.envelopes)
         if self._tape is not None:
-            self._tape.batch(len(batch.envelopes))
+            self._tape.batch(len(batch.envelopes), data)
         self._pump(deque(batch.envelopes))
         self._flush()
 

@@ -24,6 +24,10 @@ class Chunks(NamedTuple):
     mfns: FrameArray
     order: int
 
+    def head(self, nr: int) -> Chunks:
+        """The first ``nr`` of them."""
+        return Chunks(self.gfns[:nr], self.mfns[:nr], self.order)
+
 
 def decompose(
     gfns: FrameArray,

@@ -194,9 +194,8 @@ class P2mTable:
             tally.nr_frames += done << batch.order
             tally.nr_updates += done
             if self.record:
-                seen = min(done + 1, nr)
-                update = Update(batch.gfns[:seen], batch.mfns[:seen], batch.order, p2mt)
-                tally.updates.append(update)
+                seen = batch if done == nr else batch.head(done + 1)
+                tally.updates.append(Update(seen.gfns, seen.mfns, seen.order, p2mt))
             if done < nr:
                 errno = Errno.ENOMEM
                 break

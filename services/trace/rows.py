@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from protocols.codec import decode_envelopes
+from protocols.codec import decode_batch, decode_envelopes, encode_envelope
+from protocols.envelope import Envelope
 from protocols.frames import FrameArray, unpack
 from protocols.trace import ID_SHIFT
 from services.trace.describe import NUMBERS, describe
@@ -28,7 +29,7 @@ from services.trace.tape import (
     NOBODY,
     RESUMED,
     RUN,
-    WHOLE_MAX,
+    Large,
     Part,
 )
 
@@ -109,18 +110,25 @@ class TapeRows:
 
     def _arrived(self, part: Part) -> Table:
         """What each arrival says, received and started; NEVER received is as soon as sent."""
-        rows = np.zeros((len(part.sizes), len(SERVE)), dtype=np.int64)
-        sizes = np.array(part.sizes, dtype=np.int64)
-        small = np.flatnonzero(sizes <= WHOLE_MAX)
-        said = _envelopes(part.arrived, len(small), self._number)
-        rows[small, :NR_SAID] = said
-        rows[sizes > WHOLE_MAX, :NR_SAID] = _large(part, self._number)
-        rows[:, AT["bytes"]] = sizes
-        rows[:, AT["started"]] = part.began
+        rows = np.zeros((len(part.began), len(SERVE)), dtype=np.int64)
         received = np.full(len(rows), NEVER, dtype=np.int64)
-        for first, nr, when in np.array(part.batches, dtype=np.int64).reshape(-1, BATCH).tolist():
-            received[max(first - part.base, 0) : first - part.base + nr] = when
+        whole: list[Envelope] = []
+        is_raw = np.zeros(len(rows), dtype=np.bool_)
+        batches = np.array(part.batches, dtype=np.int64).reshape(-1, BATCH) - (part.base, 0, 0)
+        for (first, nr, when), raw in zip(batches.tolist(), part.raw, strict=True):
+            received[first : first + nr] = when
+            if raw:
+                whole += decode_batch(raw).envelopes
+                is_raw[first : first + nr] = True
+        rows[is_raw, :NR_SAID] = _said(whole, self._number)
+        rest = np.flatnonzero(~is_raw)
+        fits = np.ones(len(rest), dtype=np.bool_)
+        fits[[each.at for each in part.large]] = False
+        small = decode_envelopes(part.arrived)
+        rows[rest[fits], :NR_SAID] = _said(small, self._number)
+        rows[rest[~fits], :NR_SAID] = _large(part.large, self._number)
         rows[:, AT["received"]] = received
+        rows[:, AT["started"]] = part.began
         rows[:, AT["ended"]] = NEVER
         return rows
 
@@ -179,32 +187,31 @@ class TapeRows:
         self._locked, self._ran = self._locked[~done], self._ran[~done]
 
 
-def _envelopes(data: bytes, nr: int, number: Number) -> Table:
+def _said(envelopes: list[Envelope], number: Number) -> Table:
     """The first NR_SAID columns of envelopes that are there whole."""
-    envelopes = decode_envelopes(data, nr)
     bodies = [each.body for each in envelopes]
     kinds = np.array([NUMBERS[type(body)] for body in bodies], dtype=np.int64)
-    said = np.zeros((nr, NR_SAID), dtype=np.int64)
     src = np.array([number(each.src) for each in envelopes], dtype=np.int64)
-    said[:, AT["id"]] = src << ID_SHIFT | np.array(
-        [each.msg_id for each in envelopes], dtype=np.int64
-    )
+    said = np.empty((len(envelopes), NR_SAID), dtype=np.int64)
+    said[:, AT["id"]] = [each.msg_id for each in envelopes]
+    said[:, AT["id"]] |= src << ID_SHIFT
     said[:, AT["src"]] = src
     said[:, AT["dst"]] = [number(each.dst) for each in envelopes]
     said[:, AT["kind"]] = kinds
     said[:, AT["reply_seq"]] = [each.in_reply_to for each in envelopes]
+    said[:, AT["bytes"]] = [len(encode_envelope(each)) for each in envelopes]
     said[:, AT["domid"] :] = np.array(describe(bodies, kinds)).T
     return said
 
 
-def _large(part: Part, number: Number) -> Table:
+def _large(envelopes: list[Large], number: Number) -> Table:
     """The same of those that were too long."""
-    said = np.zeros((len(part.large), NR_SAID), dtype=np.int64)
-    for row, each in enumerate(part.large):
+    said = np.empty((len(envelopes), NR_SAID), dtype=np.int64)
+    for row, each in enumerate(envelopes):
         src = number(each.src)
         said[row] = (
-            src << ID_SHIFT | each.msg_id, src, number(each.dst), each.kind, each.in_reply_to, 0,
-            *each.details,
+            src << ID_SHIFT | each.msg_id, src, number(each.dst), each.kind, each.in_reply_to,
+            each.size, *each.details,
         )  # fmt: skip
     return said
 

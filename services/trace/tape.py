@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
-from protocols.codec import encode_envelope
+from protocols.codec import encode_envelope, encode_envelopes
 from protocols.envelope import Envelope
-from protocols.frames import FrameArray, pack
+from protocols.frames import FrameArray
 from protocols.trace import MemEvent
 from services.trace.describe import NUMBERS, describe
 
@@ -58,8 +58,14 @@ class Traced(Protocol):
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True):
-    """An envelope that is too long for the log; the fields behind ``kind`` as ``describe`` says."""
+    """An envelope that is too long for the log.
 
+    ``at``: its place among those of its part that came in no raw batch; ``size``: its bytes;
+    ``details`` as ``describe`` has them.
+    """
+
+    at: int
+    size: int
     src: str
     dst: str
     msg_id: int
@@ -71,18 +77,19 @@ class Large(msgspec.Struct, frozen=True, array_like=True):
 class Part(msgspec.Struct, frozen=True, array_like=True):
     """A stretch of a tape's log.
 
-    ``base``: arrivals before it. ``arrived``: the envelopes, encoded, one after the other, without
-    the ``large`` ones; ``sizes``: bytes of each envelope, ``began``: when its handling did.
-    ``batches``, ``runs`` and ``changes``: BATCH, RUN and CHANGE values each. ``gfns`` and ``mfns``:
-    of all changes. ``asked``: (source, number, when) of what was sent without a cause.
+    ``base``: arrivals before it. ``began``: when the handling of each began. ``batches``, ``runs``
+    and ``changes``: BATCH, RUN and CHANGE values each. ``raw``: the bytes of each batch as they
+    came, or nothing; ``arrived``: all other envelopes, as an array, but for those in ``large``,
+    which are not there whole and have their place among the others. ``gfns`` and ``mfns``: of all
+    changes. ``asked``: (source, number, when) of what was sent without a cause.
     """
 
     base: int
-    arrived: bytes
-    sizes: list[int]
-    large: list[Large]
     began: list[int]
     batches: list[int]
+    raw: list[bytes]
+    arrived: bytes
+    large: list[Large]
     runs: list[int]
     changes: list[int]
     gfns: bytes
@@ -117,6 +124,7 @@ class Tape:
         self._arrived: list[Envelope] = []
         self._began: list[int] = []
         self._batches: list[int] = []
+        self._raw: list[bytes] = []
         self._runs: list[int] = []
         self._changes: list[int] = []
         self._gfns: list[bytes] = []
@@ -135,13 +143,15 @@ class Tape:
         self._arrived.append(envelope)
         self._began.append(now)
         self._batches += (self._at, 1, now)
+        self._raw.append(b"")
         self._runs += (self._at, NOBODY, 0, GOT, now)
 
-    def batch(self, nr: int) -> None:
-        """So many envelopes came at once; they are given to hosts before any other."""
-        if len(self._arrived) >= PACK_FROM:
+    def batch(self, nr: int, data: bytes) -> None:
+        """So many envelopes came at once, as ``data``; hosts are given them before any other."""
+        if len(self._began) >= PACK_FROM:
             self._pack()
         self._batches += (self._at + 1, nr, self._clock())
+        self._raw.append(data if len(data) <= WHOLE_MAX * nr else b"")
 
     def begin(self, envelope: Envelope) -> int:
         """A host is given this envelope, now; the number of its arrival.
@@ -185,37 +195,53 @@ class Tape:
         """Events of one kind, order and type, in order (a ``MemEventHook``)."""
         before = len(self._runs) // RUN
         self._changes += (self._at, before, int(event), domid, order, p2mt, gfns.size)
-        self._gfns.append(pack(gfns))
-        self._mfns.append(pack(mfns))
+        self._gfns.append(gfns.tobytes())
+        self._mfns.append(mfns.tobytes())
 
     def take(self) -> list[bytes]:
         """Everything since the last call: parts, encoded, in order."""
-        if self._arrived or self._asked or self._runs or self._changes:
+        if self._began or self._asked or self._runs or self._changes:
             self._pack()
         packed, self._packed = self._packed, []
         return packed
 
     def _pack(self) -> None:
         """Put the log so far away as a part."""
-        encoded = [encode_envelope(each) for each in self._arrived]
-        sizes = [len(data) for data in encoded]
-        large: list[Large] = []
-        if max(sizes, default=0) > WHOLE_MAX:
-            large = _large([e for e, n in zip(self._arrived, sizes, strict=True) if n > WHOLE_MAX])
-            encoded = [data for data in encoded if len(data) <= WHOLE_MAX]
+        rest, large = self._rest(), list[Large]()
+        arrived = encode_envelopes(rest)
+        if len(arrived) > WHOLE_MAX * len(rest):
+            sizes = [len(encode_envelope(each)) for each in rest]
+            arrived = encode_envelopes(
+                [each for each, n in zip(rest, sizes, strict=True) if n <= WHOLE_MAX]
+            )
+            large = _large(rest, sizes)
         part = Part(
-            self._base, b"".join(encoded), sizes, large, self._began, self._batches, self._runs,
-            self._changes, b"".join(self._gfns), b"".join(self._mfns), self._asked,
+            self._base, self._began, self._batches, self._raw, arrived, large,
+            self._runs, self._changes, b"".join(self._gfns), b"".join(self._mfns), self._asked,
         )  # fmt: skip
         self._packed.append(msgspec.msgpack.encode(part))
         self._clear()
 
+    def _rest(self) -> list[Envelope]:
+        """What came otherwise than in a batch whose bytes are here."""
+        rest: list[Envelope] = []
+        at = 0
+        for raw, first, nr in zip(
+            self._raw, self._batches[::BATCH], self._batches[1::BATCH], strict=True
+        ):
+            if raw:
+                rest += self._arrived[at : first - self._base]
+                at = first - self._base + nr
+        return rest + self._arrived[at:]
 
-def _large(envelopes: list[Envelope]) -> list[Large]:
-    bodies: list[Any] = [each.body for each in envelopes]
+
+def _large(envelopes: list[Envelope], sizes: list[int]) -> list[Large]:
+    places = [at for at, size in enumerate(sizes) if size > WHOLE_MAX]
+    some = [envelopes[at] for at in places]
+    bodies: list[Any] = [each.body for each in some]
     kinds = np.array([NUMBERS[type(body)] for body in bodies], dtype=np.int64)
     details = np.array(describe(bodies, kinds)).T.tolist()
     return [
-        Large(each.src, each.dst, each.msg_id, each.in_reply_to, kind, values)
-        for each, kind, values in zip(envelopes, kinds.tolist(), details, strict=True)
+        Large(at, sizes[at], e.src, e.dst, e.msg_id, e.in_reply_to, kind, values)
+        for at, e, kind, values in zip(places, some, kinds.tolist(), details, strict=True)
     ]

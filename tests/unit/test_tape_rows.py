@@ -12,11 +12,11 @@ from deploy.sim import runtime as sim_module
 from deploy.sim.oracles import Seeded
 from deploy.sim.runtime import SimRuntime
 from deploy.world import host_config
+from protocols.codec import encode_batch, encode_envelope
 from protocols.envelope import Envelope
 from protocols.frames import pack
 from protocols.memory import DecreaseReservation, Status
 from protocols.trace import ID_SHIFT, TABLES, MemEvent
-from services.trace import rows as rows_module
 from services.trace import tape as tape_module
 from services.trace.rows import AT, CHANGED, NEVER, SEND, TapeRows
 from services.trace.tape import DONE, LOCK, WAITS, StepClock, Tape
@@ -72,7 +72,7 @@ def log():
 
 
 def test_a_request_that_is_answered_at_once(log):
-    log.tape.batch(1)  # 1
+    log.tape.batch(1, b"")  # 1
     asked = log.request(7)  # 2
     log.tape.advanced(asked, 1, 1, DONE)  # 3
     serves, sends = log.made()
@@ -84,6 +84,30 @@ def test_a_request_that_is_answered_at_once(log):
     assert log.name(send["first"]) == "allocator/0#1"
     assert log.name(send["cause"]) == log.name(send["parent"]) == "toolstack/1#7"
     assert (send["nr"], send["sent"], send["domid"]) == (1, 3, 1)
+
+
+@pytest.mark.parametrize("nr_long", [0, 100])
+def test_a_batch_is_kept_as_it_came_if_it_is_short(nr_long):
+    """Between two batches comes what hosts of the same process sent one another."""
+    first = [Envelope("toolstack/1", ALLOCATOR, n, 0, Status(0)) for n in (1, 2)]
+    long = DecreaseReservation(3, 0, GFNS * (1 + nr_long))
+    second = [Envelope("toolstack/2", ALLOCATOR, n, 0, long) for n in (1, 2, 3)]
+    own = [Envelope("walker/1.0", P2M, n, 0, Status(0)) for n in (1, 2)]
+    found = []
+    for is_raw in (True, False):
+        log = Log()
+        log.names += [ALLOCATOR, P2M, "toolstack/1", "toolstack/2", "walker/1.0"]
+        for batch in (first, second):
+            log.tape.batch(len(batch), encode_batch(batch) if is_raw else b"")
+            for each in (*batch, *own):
+                log.tape.begin(each)
+                log.tape.gathered() if each in own else log.tape.broke_off()
+        found.append(log.made()[0])
+    assert len(found[0]) == 5
+    assert found[0] == found[1]
+    row = found[0]["toolstack/2#3"]
+    assert (row["nr"], row["domid"]) == (2 + 2 * nr_long, 3)
+    assert row["bytes"] == len(encode_envelope(second[2]))
 
 
 def test_who_waits_for_answers_and_for_a_lock(log):
@@ -243,6 +267,6 @@ def test_a_trace_does_not_show_where_its_parts_were_cut(monkeypatch):
 
 def test_long_envelopes_are_described_as_short_ones_are(monkeypatch):
     whole = columns(traced())
-    monkeypatch.setattr(tape_module, "WHOLE_MAX", 0)
-    monkeypatch.setattr(rows_module, "WHOLE_MAX", 0)
-    assert columns(traced()) == whole
+    for longest in (0, 40, 60):
+        monkeypatch.setattr(tape_module, "WHOLE_MAX", longest)
+        assert columns(traced()) == whole

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli.trace import FileSink
+from deploy.cli import trace_writer
+from deploy.cli.trace import FileSink, has_a_core_to_spare
 from deploy.cli.trace_writer import Add, Begin, Flush, Requests, encode_order, write
 from deploy.driver.launch import Launch
 from deploy.profile.open import open_trace, own_trace
@@ -31,7 +32,7 @@ class Orders:
     """A sink that keeps the orders it would give."""
 
     def __init__(self):
-        self.orders = [Begin(HEADER)]
+        self.orders = [Begin(HEADER, None)]
 
     def add(self, tape, part, offset=0):
         self.orders.append(Add(tape, part, offset))
@@ -67,6 +68,24 @@ def test_a_file_by_another_process_is_the_file_made_here(orders, tmp_path):
     build(sink)
     sink.finish()
     assert (tmp_path / "t").read_bytes() == written(b"".join(orders))
+
+
+def test_what_is_put_aside_is_written_in_the_end(orders, tmp_path, monkeypatch):
+    whole = written(b"".join(orders))
+    aside = encode_order(Begin(HEADER, str(tmp_path)))
+    assert written(aside + b"".join(orders[1:])) == whole
+    monkeypatch.setattr(trace_writer, "ASIDE_BYTES", 100)
+    assert written(aside + b"".join(orders[1:])) == whole
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("runtime", "cores", "free"),
+    [("local", 2, False), ("local", 3, True), ("ray", 6, False), ("ray", 7, True)],
+)
+def test_rows_are_made_beside_the_run_where_a_core_is_free(runtime, cores, free, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert has_a_core_to_spare(HEADER | {"runtime": runtime}) is free
 
 
 def test_a_run_that_dies_leaves_a_whole_file(orders):
