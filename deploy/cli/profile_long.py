@@ -20,7 +20,7 @@ def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:
     read = long_data(path)
     if read is None:
         return None
-    found = long_report(*read, str(path), cpu_hz=cpu_hz)
+    found = long_report(*read, str(path), cpu_hz=cpu_hz, compiles=_compiles)
     if found["truncated"]:
         sys.stderr.write(f"shatterproof: {found['header']['cut']}\n")
     if json_path != "-":
@@ -30,6 +30,11 @@ def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:
 
         write_json(found, json_path)
     return EXIT_TRUNCATED if found["truncated"] else 0
+
+
+def _compiles() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("compiling the loops for long traces, once on this machine\n")
 
 
 def _print(found: dict[str, Any]) -> None:

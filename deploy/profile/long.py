@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from services.trace.xentrace import CPU_CHANGE_HEADER
 
 if TYPE_CHECKING:
+    from services.trace.loops import Loop
     from services.trace.xen_stream import Batch
 
 LONG_BYTES: Final = 32 << 20
@@ -47,8 +48,17 @@ def long_data(path: Path) -> tuple[memoryview, str] | None:
     return (data, cut) if len(data) > LONG_BYTES and not is_trace(data) else None
 
 
-def long_report(data: memoryview, cut: str, source: str, *, cpu_hz: float) -> dict[str, Any]:
+def long_report(
+    data: memoryview,
+    cut: str,
+    source: str,
+    *,
+    cpu_hz: float,
+    compiles: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """The report of a whole xentrace, with the views of a short one. ``cut``: as ``long_data``.
+
+    ``compiles`` is told once if the loops have to be compiled first.
 
     Raises:
         BadInputError: it is none, or damaged.
@@ -56,8 +66,14 @@ def long_report(data: memoryview, cut: str, source: str, *, cpu_hz: float) -> di
     from deploy.profile.native import Native  # noqa: PLC0415 (a short trace compiles nothing)
     from services.trace.xen_summary import summarise  # noqa: PLC0415
 
+    told = cache(compiles or (lambda: None))
+
+    @cache
+    def runner(loop: Loop) -> Native:
+        return Native(loop, told)
+
     found = summarise(
-        data, source, cpu_hz=cpu_hz, give_back=give_back(data), runner=cache(Native), pump=pump
+        data, source, cpu_hz=cpu_hz, give_back=give_back(data), runner=runner, pump=pump
     )
     if cut:
         found["truncated"], found["header"]["cut"] = True, cut

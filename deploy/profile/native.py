@@ -46,10 +46,14 @@ _engines: list[Any] = []
 
 
 class Native:
-    """A loop, made native when it is first called; calls must agree in types and dimensions."""
+    """A loop, made native when it is first called; calls must agree in types and dimensions.
 
-    def __init__(self, loop: Loop) -> None:
+    ``compiles`` is told if that takes its seconds, because no object of it is kept here yet.
+    """
+
+    def __init__(self, loop: Loop, compiles: Callable[[], None] | None = None) -> None:
         self._loop = loop
+        self._compiles = compiles
         self._entry: Callable[[Any], int] | None = None
 
     def __call__(self, *arguments: Any) -> int:
@@ -58,7 +62,8 @@ class Native:
         for each in arguments:
             _flatten(each, numbers)
         if self._entry is None:
-            self._entry = _load(self._loop, tuple(_kind(each) for each in arguments))
+            kinds = tuple(_kind(each) for each in arguments)
+            self._entry = _load(self._loop, kinds, self._compiles)
         return self._entry((ctypes.c_int64 * len(numbers))(*numbers))
 
 
@@ -85,7 +90,9 @@ def _kind(argument: Any) -> Kind:
     return None
 
 
-def _load(loop: Loop, kinds: tuple[Kind, ...]) -> Callable[[Any], int]:
+def _load(
+    loop: Loop, kinds: tuple[Kind, ...], compiles: Callable[[], None] | None
+) -> Callable[[Any], int]:
     """The loop's entry, from disk or compiled now."""
     _llvm.initialize_native_target()
     _llvm.initialize_native_asmprinter()
@@ -93,6 +100,8 @@ def _load(loop: Loop, kinds: tuple[Kind, ...]) -> Callable[[Any], int]:
     engine = _llvm.create_mcjit_compiler(_llvm.parse_assembly(""), _machine())
     code = _kept(name)
     if code is None:
+        if compiles is not None:
+            compiles()
         made = _compile(loop, kinds)
         code = _object(made)
         if code is None:
