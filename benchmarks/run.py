@@ -26,6 +26,7 @@ AIMS = {
     "zoo_seconds": ("under 180", lambda value: value < 180),
     "stress_ray_recording_cost": ("under 0.10", lambda value: value < 0.10),
     "trace_recording_cost": ("under 0.10", lambda value: value < 0.10),
+    "trace_local_recording_cost": ("under 0.10", lambda value: value < 0.10),
     "profile_summary_records_per_s": ("1,000,000", lambda value: value >= 1e6),
     "profile_page_mib": ("under 9.5", lambda value: value < 9.5),
     "profile_page_usable_ms": ("under 2,000", lambda value: value < 2000),

@@ -1,8 +1,8 @@
 """Traces: what recording costs, and how fast a trace of ours is summarised, shown and opened.
 
-Recording is measured on Ray with the same builds recorded and not, one right after the other, the
-order changing from repetition to repetition. The cost is the share of throughput that is lost. The
-trace of a million messages repeats a real one with its ids, times and domids shifted.
+Recording is measured with the same builds recorded and not, in turns. The cost is the share of
+throughput that is lost while the run goes on; what is written after it is told beside it. The trace
+of a million messages repeats a real one with its ids, times and domids shifted.
 """
 
 import io
@@ -30,6 +30,7 @@ from services.trace.report import report
 from services.trace.writer import STEP, describe_run
 
 BUILDS = 1024
+LOCAL_BUILDS = 256
 MESSAGES = 1_000_000
 SCALE = 1000
 REPEATS = iter(range(1 << 30))
@@ -54,40 +55,68 @@ def cpu_seconds():
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def builds_per_second(config, path):
-    """(messages a second, CPU microseconds a message) of real builds on Ray, recorded or not."""
-    with trace_file(path, config, runtime="ray", seed=None, wall_clock=True) as sink:
-        runtime = RayRuntime(config, sink=sink)
-        try:
-            checked(runtime.run([build_request(BUILDS + 1, 16)]))
-            before, used = sum(runtime.counts().values()), cpu_seconds()
-            jobs = [build_request(domid, 256) for domid in range(1, BUILDS + 1)]
-            seconds = timed(lambda: checked(runtime.run(jobs)))
-            used = cpu_seconds() - used
-            nr = sum(runtime.counts().values()) - before
-            return nr / seconds, 1e6 * used / nr
-        finally:
-            runtime.close()
+def ray_rate(config, sink):
+    """(messages a second, CPU microseconds a message, messages) of real builds on Ray."""
+    runtime = RayRuntime(config, sink=sink)
+    try:
+        checked(runtime.run([build_request(BUILDS + 1, 16)]))
+        before, used = sum(runtime.counts().values()), cpu_seconds()
+        jobs = [build_request(domid, 256) for domid in range(1, BUILDS + 1)]
+        seconds = timed(lambda: checked(runtime.run(jobs)))
+        used = cpu_seconds() - used
+        nr = sum(runtime.counts().values()) - before
+        return nr / seconds, 1e6 * used / nr, nr
+    finally:
+        runtime.close()
+
+
+def local_rate(config, sink):
+    """The same of the local runtime, by a real clock; its processor time is the time it takes."""
+    runtime = SimRuntime(config, sink=sink, clock=time.perf_counter_ns)
+    jobs = [build_request(domid, 256) for domid in range(1, LOCAL_BUILDS + 1)]
+    seconds = timed(lambda: checked(runtime.run(jobs)))
+    runtime.close()
+    return runtime.nr_delivered / seconds, 1e6 * seconds / runtime.nr_delivered, 1
+
+
+def measured(runtime, rate, path):
+    """Plain, recorded, recorded, plain, or the other way round: what drifts hits both alike."""
+    config = world(memory_mib=1 << 19, hap_1gb=False)
+    rates, used, after = {False: [], True: []}, {False: [], True: []}, []
+    first = bool(next(REPEATS) % 2)
+    for recorded in (first, not first, not first, first):
+        with trace_file(
+            path if recorded else None, config, runtime=runtime, seed=None, wall_clock=True
+        ) as sink:
+            per_s, cpu, nr = rate(config, sink)
+            begun = time.perf_counter()
+        if recorded:
+            after.append(1e6 * (time.perf_counter() - begun) / nr)
+        rates[recorded].append(per_s)
+        used[recorded].append(cpu)
+    plain, recording = (sum(rates[each]) / 2 for each in (False, True))
+    return {
+        "plain_msgs_per_s": plain,
+        "recorded_msgs_per_s": recording,
+        "recording_cost": 1 - recording / plain,
+        "recording_cpu_cost": sum(used[True]) / sum(used[False]) - 1,
+        "written_after_us": sum(after) / 2,
+    }
 
 
 def measure_recording():
-    """One repetition: real builds, recorded and not."""
-    config = world(memory_mib=1 << 19, hap_1gb=False)
-    rates = {}
+    """One repetition: real builds, recorded and not, on Ray and locally."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.trace"
-        order = (False, True) if next(REPEATS) % 2 else (True, False)
-        for recorded in order:
-            rates[recorded] = builds_per_second(config, path if recorded else None)
-        size = path.stat().st_size
-        rows = open_trace(path).messages.rows
+        found = measured("ray", ray_rate, path)
+        size, rows = path.stat().st_size, open_trace(path).messages.rows
+        local = measured("local", local_rate, path)
     return {
-        "trace_plain_msgs_per_s": rates[False][0],
-        "trace_recorded_msgs_per_s": rates[True][0],
-        "trace_recording_cost": 1 - rates[True][0] / rates[False][0],
-        "trace_plain_cpu_us": rates[False][1],
-        "trace_recording_cpu_cost": rates[True][1] / rates[False][1] - 1,
+        **{f"trace_{name}": value for name, value in found.items()},
         "trace_bytes_per_message": size / rows,
+        "trace_local_plain_msgs_per_s": local["plain_msgs_per_s"],
+        "trace_local_recorded_msgs_per_s": local["recorded_msgs_per_s"],
+        "trace_local_recording_cost": local["recording_cost"],
     }
 
 

@@ -116,6 +116,7 @@ class Tape:
         self._clock = clock
         self._packed: list[bytes] = []
         self._at = NOBODY
+        self._left = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -151,7 +152,9 @@ class Tape:
         if len(self._began) >= PACK_FROM:
             self._pack()
         self._batches += (self._at + 1, nr, self._clock())
-        self._raw.append(data if len(data) <= WHOLE_MAX * nr else b"")
+        is_short = 0 < len(data) <= WHOLE_MAX * nr
+        self._raw.append(data if is_short else b"")
+        self._left = nr if is_short else 0
 
     def begin(self, envelope: Envelope) -> int:
         """A host is given this envelope, now; the number of its arrival.
@@ -159,7 +162,11 @@ class Tape:
         One that came with no batch came at the moment when it was sent.
         """
         self._at += 1
-        self._arrived.append(envelope)
+        if self._left:
+            # It is in the bytes of its batch; kept, it would make all that follows use new memory.
+            self._left -= 1
+        else:
+            self._arrived.append(envelope)
         self._began.append(self._clock())
         return self._at
 
@@ -207,7 +214,7 @@ class Tape:
 
     def _pack(self) -> None:
         """Put the log so far away as a part."""
-        rest, large = self._rest(), list[Large]()
+        rest, large = self._arrived, list[Large]()
         arrived = encode_envelopes(rest)
         if len(arrived) > WHOLE_MAX * len(rest):
             sizes = [len(encode_envelope(each)) for each in rest]
@@ -221,18 +228,6 @@ class Tape:
         )  # fmt: skip
         self._packed.append(msgspec.msgpack.encode(part))
         self._clear()
-
-    def _rest(self) -> list[Envelope]:
-        """What came otherwise than in a batch whose bytes are here."""
-        rest: list[Envelope] = []
-        at = 0
-        for raw, first, nr in zip(
-            self._raw, self._batches[::BATCH], self._batches[1::BATCH], strict=True
-        ):
-            if raw:
-                rest += self._arrived[at : first - self._base]
-                at = first - self._base + nr
-        return rest + self._arrived[at:]
 
 
 def _large(envelopes: list[Envelope], sizes: list[int]) -> list[Large]:
