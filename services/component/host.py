@@ -25,16 +25,18 @@ STORY_LENGTH = 24
 WAITS: Final = 0
 LOCK: Final = 1
 DONE: Final = 2
+HOW_BITS: Final = 2
+ANSWERED: Final = 1 << HOW_BITS | DONE
 
 
 class Watch(Protocol):
     """Is told whenever an activity has run; what it knows of time is its own affair."""
 
-    def advanced(self, activity: Activity, first: int, last: int, how: int) -> None:
-        """An activity has stopped.
+    def advanced(self, activity: Activity, first: int, sent: int) -> None:
+        """An activity has stopped, and sent messages from number ``first`` on.
 
-        It sent messages ``first`` to ``last`` and WAITS, sent nothing and waits for a LOCK, or is
-        DONE, ``first`` being its reply.
+        ``sent`` is how many, and in its lowest HOW_BITS why it stopped: it WAITS for answers, it
+        waits for a LOCK and sent nothing, or it is DONE and sent its own.
         """
         ...
 
@@ -211,7 +213,7 @@ class Host:
             assert not activity.held, f"{activity.held[0].name} still held after the reply"
             out.append(Envelope(self.name, cause.src, number, cause.msg_id, done.value))
             if self.watch is not None:
-                self.watch.advanced(activity, number, number, DONE)
+                self.watch.advanced(activity, number, ANSWERED)
             return
         kind = cast("object", type(trap))
         if kind is Call:
@@ -235,8 +237,8 @@ class Host:
             note = Continuation(trap.progress)
             out.append(Envelope(self.name, self.name, number, 0, note))
         if self.watch is not None:
-            how = LOCK if kind is Acquire else WAITS
-            self.watch.advanced(activity, number, self._next_id, how)
+            sent = LOCK if kind is Acquire else self._next_id - number + 1 << HOW_BITS | WAITS
+            self.watch.advanced(activity, number, sent)
 
     def trust_links(self) -> None:
         """From here on every envelope comes once, in whatever order."""

@@ -74,6 +74,7 @@ from services.p2m.pod import PodState
 from services.p2m.table import P2mTable, SetResult
 
 NO_TABLE: Final = P2mUpdated(0, -Errno.ESRCH)
+_UPDATE: Final = MemEvent.SET_P2M_ENTRY
 
 
 class NoTablesError(Exception):
@@ -240,10 +241,7 @@ class P2m(Component):
         hook = self.context.on_mem_event
         if hook is not None:
             for some_gfns, some_mfns, some_order, some_type in result.updates:
-                hook(
-                    MemEvent.SET_P2M_ENTRY,
-                    table.domid, some_order, int(some_type), some_gfns, some_mfns,
-                )  # fmt: skip
+                hook(_UPDATE, table.domid, some_order, some_type, some_gfns, some_mfns)
         return result
 
     def trace(self, event: MemEvent, gfn: int, order: int, mfns: FrameArray, p2mt: int = 0) -> None:

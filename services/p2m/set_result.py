@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -16,13 +16,8 @@ EMPTY_FRAMES: Final[FrameArray] = np.empty(0, dtype=np.uint64)
 EMPTY_FRAMES.setflags(write=False)
 
 
-class Update(NamedTuple):
-    """Consecutive chunks of one order, each a ``set_p2m_entry`` trace event, in order."""
-
-    gfns: FrameArray
-    mfns: FrameArray
-    order: int
-    p2mt: int
+Update: TypeAlias = tuple[FrameArray, FrameArray, int, int]
+"""(gfns, mfns, order, type): consecutive chunks, each a ``set_p2m_entry`` trace event, in order."""
 
 
 @dataclass(slots=True)

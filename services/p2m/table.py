@@ -29,7 +29,7 @@ from services.p2m.entry import (
 from services.p2m.geometry import BIT_PSE
 from services.p2m.lookup import Leaves, LevelScan, get_entries, leaves_of, scan, table_groups
 from services.p2m.ptp_pool import NO_SLOT, PtpPool
-from services.p2m.set_result import EMPTY_FRAMES, SetResult, Tally, Update
+from services.p2m.set_result import EMPTY_FRAMES, SetResult, Tally
 from services.p2m.shatter import shatter
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class P2mTable:
             tally.nr_updates += done
             if self.record:
                 seen = batch if done == nr else batch.head(done + 1)
-                tally.updates.append(Update(seen.gfns, seen.mfns, seen.order, p2mt))
+                tally.updates.append((seen.gfns, seen.mfns, seen.order, p2mt))
             if done < nr:
                 errno = Errno.ENOMEM
                 break

@@ -254,7 +254,7 @@ def _over(rows: Table, runs: Runs, plain: Flags, begun: Flags) -> Flags:
 def _changes(part: Part, rows: Table, runs: Runs) -> Table:
     """CHANGED rows: what a run changes is changed when it begins."""
     table = np.array(part.changes, dtype=np.int64).reshape(-1, CHANGE)
-    cause, before = table[:, 0] - part.base, table[:, 1]
+    cause, before = table[:, 0] - part.base, table[:, 1] // RUN
     time = rows[cause, AT["started"]]
     later = np.flatnonzero(before > 0)
     later = later[runs.cause[before[later] - 1] == cause[later]]

@@ -126,7 +126,7 @@ def replay(trace, domid, moment, pool):
         result = table.set_range(gfns, mfns, order, p2mt)
         assert result.errno is Errno.OK
         assert result.nr_done == result.nr_updates == len(rows)
-        assert [update.order for update in result.updates] == [order]
+        assert [update[2] for update in result.updates] == [order]
         table.pool_return(result.retired)
         nr_updates += len(rows)
     return table, nr_updates

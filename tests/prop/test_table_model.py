@@ -104,7 +104,7 @@ def check(geometry, scenario):
         assert displaced == before - ram(physmap)
         assert result.stale or not displaced
         assert present_before or not result.stale or table.pool_outstanding
-        assert sum(update.gfns.size for update in result.updates) == (
+        assert sum(update[0].size for update in result.updates) == (
             (result.nr_updates + (result.errno is not Errno.OK)) if scenario["record"] else 0
         )
         assert result.retired.size == table.pool_outstanding

@@ -203,7 +203,7 @@ def test_a_pod_leaf_that_becomes_ram_is_not_stale():
 def test_chunk_orders_follow_gfn_mfn_and_length():
     def orders_of(gfn, mfn, order, **options):
         result = put(make(pool=700, record=True, **options), gfn, mfn, order)
-        return [(update.order, update.gfns.size) for update in result.updates]
+        return [(order, gfns.size) for gfns, _, order, _ in result.updates]
 
     assert orders_of(0, 0x40000, 18) == [(18, 1)]
     assert orders_of(0x200, 0x40000, 18) == [(9, 512)]
@@ -224,7 +224,7 @@ def test_extents_of_different_alignment_keep_their_order():
     table = make(record=True)
     gfns = frames(0, 0x201, 0x600, 0x800)
     result = table.set_range(gfns, frames(0, 0x400, 0x600, 0x800), 9, T.RAM_RW)
-    assert [(u.order, int(u.gfns[0]), u.gfns.size) for u in result.updates] == [
+    assert [(order, int(gfns[0]), gfns.size) for gfns, _, order, _ in result.updates] == [
         (9, 0, 1),
         (0, 0x201, 512),
         (9, 0x600, 2),
@@ -236,7 +236,7 @@ def test_the_failing_chunk_is_recorded_as_xen_traces_it():
     table = make(pool=3, record=True)
     result = table.set_range(frames(0, 1 << 27), frames(0, 0x200), 9, T.RAM_RW)
     assert (result.nr_done, result.errno) == (1, Errno.ENOMEM)
-    assert result.updates[0].gfns.tolist() == [0, 1 << 27]
+    assert result.updates[0][0].tolist() == [0, 1 << 27]
 
 
 @ALL

@@ -19,7 +19,7 @@ from protocols.memory import DecreaseReservation, Status
 from protocols.trace import ID_SHIFT, TABLES, MemEvent
 from services.trace import tape as tape_module
 from services.trace.rows import AT, CHANGED, NEVER, SEND, TapeRows
-from services.trace.tape import DONE, LOCK, WAITS, StepClock, Tape
+from services.trace.tape import DONE, HOW_BITS, LOCK, WAITS, StepClock, Tape
 from tests.helpers import guest, scenario
 from tests.unit.test_trace_file import Sink
 
@@ -74,7 +74,7 @@ def log():
 def test_a_request_that_is_answered_at_once(log):
     log.tape.batch(1, b"")  # 1
     asked = log.request(7)  # 2
-    log.tape.advanced(asked, 1, 1, DONE)  # 3
+    log.tape.advanced(asked, 1, 1 << HOW_BITS | DONE)  # 3
     serves, sends = log.made()
     row = serves["toolstack/1#7"]
     assert (row["received"], row["started"], row["resumed"], row["ended"]) == (1, 2, 0, 3)
@@ -112,14 +112,14 @@ def test_a_batch_is_kept_as_it_came_if_it_is_short(nr_long):
 
 def test_who_waits_for_answers_and_for_a_lock(log):
     first = log.request(1)  # 1
-    log.tape.advanced(first, 1, 2, WAITS)  # 2
+    log.tape.advanced(first, 1, 2 << HOW_BITS | WAITS)  # 2
     second = log.request(2)  # 3
-    log.tape.advanced(second, 3, 3, LOCK)  # 4
+    log.tape.advanced(second, 3, LOCK)  # 4
     log.reply(10, 1)  # 5
     log.tape.gathered()  # 6
     log.reply(11, 2)  # 7
-    log.tape.advanced(first, 4, 4, DONE)  # 8
-    log.tape.advanced(second, 5, 5, DONE)  # 9
+    log.tape.advanced(first, 4, 1 << HOW_BITS | DONE)  # 8
+    log.tape.advanced(second, 5, 1 << HOW_BITS | DONE)  # 9
     serves, sends = log.made()
     one, two = serves["toolstack/1#1"], serves["toolstack/1#2"]
     assert (one["started"], one["resumed"], one["ended"]) == (1, 7, 8)
@@ -140,18 +140,18 @@ def test_who_waits_for_answers_and_for_a_lock(log):
 def test_parts_may_end_anywhere(log):
     """As above, and everything is taken after each step."""
     first, second = log.request(1), None
-    log.tape.advanced(first, 1, 1, WAITS)
+    log.tape.advanced(first, 1, 1 << HOW_BITS | WAITS)
     serves, sends = log.made()
     assert not serves
     second = log.request(2)
-    log.tape.advanced(second, 2, 2, LOCK)
+    log.tape.advanced(second, 2, LOCK)
     serves |= log.made()[0]
     assert [log.name(row[AT["id"]]) for row in log.rows.rest()] == [
         "toolstack/1#1", "toolstack/1#2",
     ]  # fmt: skip
     log.reply(10, 1)
-    log.tape.advanced(first, 3, 3, DONE)
-    log.tape.advanced(second, 4, 4, DONE)
+    log.tape.advanced(first, 3, 1 << HOW_BITS | DONE)
+    log.tape.advanced(second, 4, 1 << HOW_BITS | DONE)
     serves, sends = log.made()
     assert (serves["toolstack/1#1"]["busy"], serves["toolstack/1#1"]["resumed"]) == (2, 5)
     assert (serves["toolstack/1#2"]["busy"], serves["toolstack/1#2"]["lock_wait"]) == (2, 2)
@@ -161,11 +161,11 @@ def test_parts_may_end_anywhere(log):
 
 def test_who_is_resumed_later_is_not_of_the_step_before(log):
     first = log.request(1)  # 1
-    log.tape.advanced(first, 1, 1, LOCK)  # 2
+    log.tape.advanced(first, 1, LOCK)  # 2
     log.reply(10, 5)  # 3
     log.tape.gathered()  # 4
     log.tape.resumes()  # 5
-    log.tape.advanced(first, 2, 2, DONE)  # 6
+    log.tape.advanced(first, 2, 1 << HOW_BITS | DONE)  # 6
     serves, sends = log.made()
     assert serves["p2m/1#10"]["ended"] == 4
     assert (serves["toolstack/1#1"]["resumed"], serves["toolstack/1#1"]["lock_wait"]) == (5, 3)
@@ -175,7 +175,7 @@ def test_who_is_resumed_later_is_not_of_the_step_before(log):
 
 def test_what_a_host_failed_over_never_ends(log):
     waits = log.request(1)
-    log.tape.advanced(waits, 1, 1, WAITS)
+    log.tape.advanced(waits, 1, 1 << HOW_BITS | WAITS)
     log.reply(10, 1)
     log.tape.broke_off()
     log.request(2)
@@ -189,7 +189,7 @@ def test_what_a_host_failed_over_never_ends(log):
 
 def test_a_step_that_began_a_request_before_it_broke(log):
     asked = log.request(1)
-    log.tape.advanced(asked, 1, 1, WAITS)
+    log.tape.advanced(asked, 1, 1 << HOW_BITS | WAITS)
     log.tape.broke_off()
     serves, sends = log.made()
     assert not serves
@@ -199,7 +199,7 @@ def test_a_step_that_began_a_request_before_it_broke(log):
 
 def test_a_repeat_that_a_host_drops_has_no_row(log):
     asked = log.request(1)
-    log.tape.advanced(asked, 1, 1, DONE)
+    log.tape.advanced(asked, 1, 1 << HOW_BITS | DONE)
     log.request(1)
     log.reply(4, 9)
     serves, _ = log.made()
@@ -210,7 +210,7 @@ def test_changes_are_of_the_run_that_made_them(log):
     frames = np.arange(0x200, 0x202, dtype=np.uint64)
     asked = log.request(1)  # 1
     log.tape.mem_event(MemEvent.SET_P2M_ENTRY, 1, 0, 0, frames, frames)
-    log.tape.advanced(asked, 1, 1, WAITS)  # 2
+    log.tape.advanced(asked, 1, 1 << HOW_BITS | WAITS)  # 2
     log.tape.mem_event(MemEvent.DECREASE_RESERVATION, 1, 9, 0, frames[:1], frames[:1])
     log.tape.gathered()  # 3
     (part,) = log.tape.take()
