@@ -20,6 +20,8 @@ from protocols.errno import BadInputError
 from services.heap.host import HostConfig
 from services.trace.writer import STEP, describe_run, ns_clock
 
+PIPE_BYTES: Final = 1 << 20
+"""More than a part: a feeder that stops within one takes the interpreter from the run again."""
 SILENT_SECONDS: Final = 2.0
 """A trace that takes longer to write is told of on a terminal."""
 
@@ -86,7 +88,7 @@ class FileSink:
         with _open(self._path) as file:
             return subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli.trace_writer"],
-                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE,
+                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE, pipesize=PIPE_BYTES,
             )  # fmt: skip
 
     def _feed(self) -> None:
