@@ -10,18 +10,25 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, BinaryIO, Final
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, Final, cast
 
-from deploy.cli.trace_writer import Add, Begin, Flush, Order, Requests, encode_order
+from deploy.cli.trace_writer import (
+    AT_ONCE,
+    BELL,
+    IN_THE_END,
+    Add,
+    Begin,
+    Flush,
+    Order,
+    Requests,
+    encode_order,
+)
 from deploy.world import layout
 from protocols.errno import BadInputError
 from services.heap.host import HostConfig
 from services.trace.writer import STEP, describe_run, ns_clock
 
-PIPE_BYTES: Final = 1 << 20
-"""More than a part: a feeder that stops within one takes the interpreter from the run again."""
 SILENT_SECONDS: Final = 2.0
 """A trace that takes longer to write is told of on a terminal."""
 
@@ -35,15 +42,15 @@ def has_a_core_to_spare(header: dict[str, Any]) -> bool:
 class FileSink:
     """A ``TraceSink`` whose file another process writes, from the first part on.
 
-    A thread feeds that process, so that neither makes the run wait.
+    What is recorded goes into a log beside the file, which nobody else sees: neither that process
+    nor a full pipe ever makes the run wait.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self._path = path
         self._header = header
-        self._queue: SimpleQueue[Order | None] = SimpleQueue()
+        self._log: BinaryIO | None = None
         self._writer: subprocess.Popen[bytes] | None = None
-        self._feeder = Thread(target=self._feed, daemon=True)
 
     def add(self, tape: int, part: bytes, offset: int = 0) -> None:
         """See ``TraceSink.add``."""
@@ -56,6 +63,13 @@ class FileSink:
     def flush(self) -> None:
         """Append the blocks that are complete."""
         self._put(Flush())
+        assert self._writer is not None
+        assert self._writer.stdin is not None
+        try:
+            self._writer.stdin.write(BELL)
+        except (BlockingIOError, BrokenPipeError):
+            # It has enough bells to hear, or has failed and says why when it is waited for.
+            return
 
     def finish(self) -> None:
         """The rest, and the index; no file for a run that never began.
@@ -63,10 +77,10 @@ class FileSink:
         Raises:
             BadInputError: the file could not be written to its end.
         """
-        if self._writer is None:
+        if self._writer is None or self._log is None:
             return
-        self._queue.put(None)
-        self._feeder.join()
+        with self._log:
+            self._log.flush()
         try:
             _, story = self._writer.communicate(timeout=SILENT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -77,30 +91,28 @@ class FileSink:
             raise _unwritable(self._path, story.decode())
 
     def _put(self, order: Order) -> None:
-        if self._writer is None:
-            self._writer = self._start()
-            aside = None if has_a_core_to_spare(self._header) else str(self._path.parent.absolute())
-            self._queue.put(Begin(self._header, aside))
-            self._feeder.start()
-        self._queue.put(order)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with _open(self._path) as file:
-            return subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli.trace_writer"],
-                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE, pipesize=PIPE_BYTES,
-            )  # fmt: skip
-
-    def _feed(self) -> None:
-        assert self._writer is not None
-        assert self._writer.stdin is not None
         try:
-            while (order := self._queue.get()) is not None:
-                self._writer.stdin.write(encode_order(order))
-                self._writer.stdin.flush()
-        except BrokenPipeError:
-            # It has failed, and says why when it is waited for.
-            return
+            if self._log is None:
+                self._log = self._start()
+                self._log.write(encode_order(Begin(self._header)))
+            self._log.write(encode_order(order))
+            self._log.flush()
+        except OSError as error:
+            raise _unwritable(self._path, _reason(error)) from None
+
+    def _start(self) -> BinaryIO:
+        """The log, and whoever reads it."""
+        log = TemporaryFile(dir=self._path.parent)  # noqa: SIM115 (closed when all is over)
+        when = AT_ONCE if has_a_core_to_spare(self._header) else IN_THE_END
+        with self._path.open("wb") as file:
+            self._writer = subprocess.Popen(  # noqa: S603 (a module of ours)
+                [sys.executable, "-m", "deploy.cli.trace_writer", str(log.fileno()), when],
+                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE, bufsize=0,
+                pass_fds=[log.fileno()],
+            )  # fmt: skip
+        assert self._writer.stdin is not None
+        os.set_blocking(self._writer.stdin.fileno(), False)
+        return cast("BinaryIO", log)
 
 
 @contextmanager
@@ -133,11 +145,8 @@ def trace_file(
         sink.finish()
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("wb")
-    except OSError as error:
-        raise _unwritable(path, error.strerror or type(error).__name__) from None
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _unwritable(path: Path, reason: str) -> BadInputError:

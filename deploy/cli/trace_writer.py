@@ -1,20 +1,18 @@
-"""The process that writes a trace: parts of tapes on stdin, blocks of the file on stdout.
+"""The process that writes a trace: parts of tapes out of a log, blocks of the file on stdout.
 
 Making rows takes longer than recording did. Where the machine has a core to spare it is done beside
-the run; elsewhere what comes is put aside, in memory and then in a temporary file, until the run is
-over. Either way this process has the lowest priority. It ends when its input does, also because
-whoever recorded died, and what had come by then is a whole file.
+the run, elsewhere when the run is over; either way this process has the lowest priority. Stdin says
+that the log has grown. When it ends, be it because whoever recorded died, what is in the log by
+then becomes a whole file.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -22,15 +20,16 @@ from services.trace.writer import TraceEncoder
 
 LENGTH_BYTES: Final = 8
 NICEST: Final = 19
-ASIDE_BYTES: Final = 64 << 20
-"""What is put aside goes to disk beyond so many bytes."""
+AT_ONCE: Final = "at-once"
+IN_THE_END: Final = "in-the-end"
+BELL: Final = b"."
+"""On stdin: there is more in the log."""
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag="begin"):
-    """Comes first: the header's map, and whether all else waits for the end, and where on disk."""
+    """Comes first: the header's map."""
 
     header: dict[str, Any]
-    aside: str | None
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
@@ -51,14 +50,6 @@ class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):
     """Write what is complete."""
 
 
-class Reader(Protocol):
-    """What orders are read from."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most so many bytes."""
-        ...
-
-
 Order = Begin | Add | Requests | Flush
 _decoder: Final = msgspec.msgpack.Decoder(Order)
 
@@ -69,35 +60,32 @@ def encode_order(order: Order) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
-def _orders(source: Reader) -> Iterator[Order]:
-    """Whole orders until the input ends."""
-    while len(length := source.read(LENGTH_BYTES)) == LENGTH_BYTES:
+def _orders(log: int, bell: BinaryIO) -> Iterator[Order]:
+    """Whole orders of a log until nobody rings any more; its own place in it is the writer's."""
+    place, rung = 0, True
+    while True:
+        length = os.pread(log, LENGTH_BYTES, place)
         size = int.from_bytes(length, "little")
-        data = source.read(size)
-        if len(data) < size:
+        data = os.pread(log, size, place + LENGTH_BYTES)
+        if len(length) == LENGTH_BYTES and len(data) == size:
+            place += LENGTH_BYTES + size
+            yield _decoder.decode(data)
+        elif rung:
+            rung = bool(bell.read(1))
+        else:
             return
-        yield _decoder.decode(data)
 
 
-def write(source: BinaryIO, file: BinaryIO) -> None:
-    """Carry out orders until there are no more."""
-    begin = next(_orders(source), None)
+def write(log: int, bell: BinaryIO, file: BinaryIO, *, at_once: bool) -> None:
+    """Carry out the orders in the file behind a descriptor until there are no more."""
+    while not at_once and bell.read(1):
+        pass
+    orders = _orders(log, bell)
+    begin = next(orders, None)
     if not isinstance(begin, Begin):
         return
     encoder = TraceEncoder(begin.header)
-    if begin.aside is None:
-        _carry_out(source, encoder, file)
-    else:
-        with SpooledTemporaryFile(ASIDE_BYTES, dir=begin.aside) as spool:
-            shutil.copyfileobj(source, spool)
-            spool.seek(0)
-            _carry_out(spool, encoder, file)
-    file.write(encoder.finish())
-    file.flush()
-
-
-def _carry_out(source: Reader, encoder: TraceEncoder, file: BinaryIO) -> None:
-    for order in _orders(source):
+    for order in orders:
         match order:
             case Add():
                 encoder.add(order.tape, order.part, order.offset)
@@ -106,15 +94,20 @@ def _carry_out(source: Reader, encoder: TraceEncoder, file: BinaryIO) -> None:
             case _:
                 file.write(encoder.take())
                 file.flush()
+    file.write(encoder.finish())
+    file.flush()
 
 
-def main() -> int:
-    """Exit status 1 and the reason on stderr if the file cannot be written."""
+def main(log: str, when: str) -> int:
+    """``log``: its descriptor; ``when``: AT_ONCE or IN_THE_END.
+
+    Exit status 1 and the reason on stderr if the file cannot be written.
+    """
     # Whoever interrupts the run still wants its trace.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICEST)
     try:
-        write(sys.stdin.buffer, sys.stdout.buffer)
+        write(int(log), sys.stdin.buffer, sys.stdout.buffer, at_once=when == AT_ONCE)
     except OSError as error:
         sys.stderr.write(error.strerror or type(error).__name__)
         return 1
@@ -122,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

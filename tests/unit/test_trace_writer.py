@@ -5,14 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from deploy.cli import trace_writer
 from deploy.cli.trace import FileSink, has_a_core_to_spare
-from deploy.cli.trace_writer import Add, Begin, Flush, Requests, encode_order, write
+from deploy.cli.trace_writer import (
+    BELL,
+    IN_THE_END,
+    Add,
+    Begin,
+    Flush,
+    Requests,
+    encode_order,
+    write,
+)
 from deploy.driver.launch import Launch
 from deploy.profile.open import open_trace, own_trace
 from deploy.scenario.model import Build
@@ -32,7 +41,7 @@ class Orders:
     """A sink that keeps the orders it would give."""
 
     def __init__(self):
-        self.orders = [Begin(HEADER, None)]
+        self.orders = [Begin(HEADER)]
 
     def add(self, tape, part, offset=0):
         self.orders.append(Add(tape, part, offset))
@@ -57,9 +66,13 @@ def orders():
     return [encode_order(order) for order in sink.orders]
 
 
-def written(data):
+def written(data, *, at_once=False, bells=b""):
+    """The file made of a log."""
     file = io.BytesIO()
-    write(io.BytesIO(data), file)
+    with tempfile.TemporaryFile() as log:
+        log.write(data)
+        log.flush()
+        write(log.fileno(), io.BytesIO(bells), file, at_once=at_once)
     return file.getvalue()
 
 
@@ -70,13 +83,39 @@ def test_a_file_by_another_process_is_the_file_made_here(orders, tmp_path):
     assert (tmp_path / "t").read_bytes() == written(b"".join(orders))
 
 
-def test_what_is_put_aside_is_written_in_the_end(orders, tmp_path, monkeypatch):
+def test_beside_the_run_or_after_it_the_file_is_the_same(orders):
     whole = written(b"".join(orders))
-    aside = encode_order(Begin(HEADER, str(tmp_path)))
-    assert written(aside + b"".join(orders[1:])) == whole
-    monkeypatch.setattr(trace_writer, "ASIDE_BYTES", 100)
-    assert written(aside + b"".join(orders[1:])) == whole
-    assert list(tmp_path.iterdir()) == []
+    for bells in (b"", BELL, BELL * 5):
+        assert written(b"".join(orders), at_once=True, bells=bells) == whole
+        assert written(b"".join(orders), bells=bells) == whole
+
+
+class Growing:
+    """A bell that rings after each order that is put into a log."""
+
+    def __init__(self, log, orders):
+        self.log, self.orders, self.rung = log, list(orders), 0
+
+    def read(self, _size):
+        self.rung += 1
+        if not self.orders:
+            return b""
+        self.log.write(self.orders.pop(0))
+        self.log.flush()
+        return BELL
+
+
+def test_a_log_that_grows_is_read_as_it_grows(orders):
+    """Also in pieces: what is not there whole waits for the next bell."""
+    data = b"".join(orders)
+    pieces = [data[at : at + 1000] for at in range(0, len(data), 1000)]
+    for given in (orders, pieces):
+        file = io.BytesIO()
+        with tempfile.TemporaryFile() as log:
+            bell = Growing(log, given)
+            write(log.fileno(), bell, file, at_once=True)
+        assert file.getvalue() == written(data)
+        assert bell.rung == len(given) + 1
 
 
 @pytest.mark.parametrize(
@@ -106,26 +145,28 @@ def test_nothing_is_written_before_the_header_has_come(orders):
 
 
 def test_the_writer_outlives_an_interrupt(orders, tmp_path):
-    with (tmp_path / "t").open("wb") as file:
+    with (tmp_path / "t").open("wb") as file, tempfile.TemporaryFile() as log:
+        log.write(b"".join(orders))
+        log.flush()
         writer = subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli.trace_writer"], stdin=subprocess.PIPE, stdout=file
-        )
-    writer.stdin.write(b"".join(orders[:3]))
-    writer.stdin.flush()
+            [sys.executable, "-m", "deploy.cli.trace_writer", str(log.fileno()), IN_THE_END],
+            stdin=subprocess.PIPE, stdout=file, pass_fds=[log.fileno()],
+        )  # fmt: skip
     deadline = time.monotonic() + 30
     while os.getpriority(os.PRIO_PROCESS, writer.pid) < 19 and time.monotonic() < deadline:
         time.sleep(0.01)
     writer.send_signal(signal.SIGINT)
-    writer.communicate(b"".join(orders[3:]))
+    writer.communicate()
     assert writer.returncode == 0
     assert open_trace(tmp_path / "t").messages.rows > 20
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-def test_a_disk_that_is_full_is_one_line():
-    sink = FileSink(Path("/dev/full"), HEADER)
+def test_a_disk_that_is_full_is_one_line(tmp_path):
+    (tmp_path / "t").symlink_to("/dev/full")
+    sink = FileSink(tmp_path / "t", HEADER)
     build(sink)
-    with pytest.raises(BadInputError, match="--trace /dev/full: cannot be written: No space left"):
+    with pytest.raises(BadInputError, match=r"--trace .*/t: cannot be written: No space left"):
         sink.finish()
 
 
