@@ -1,4 +1,4 @@
-"""Trace files that commands write: appended to while the run goes on, so that none is lost."""
+"""Trace files that commands write: what was recorded is in a log at once, so that none is lost."""
 
 from __future__ import annotations
 
