@@ -31,6 +31,15 @@ NO_DOMID: Final = -1
 NO_ORDER: Final = -1
 NO_NR: Final = -1
 NO_GFN: Final = (1 << 64) - 1
+WAITS: Final = 0
+"""An activity stopped: it sent what it waits for."""
+LOCK: Final = 1
+"""An activity stopped: it waits for a lock."""
+DONE: Final = 2
+"""An activity stopped: it has answered."""
+HOW_BITS: Final = 2
+"""Why an activity stopped stands in so many bits below how many messages it sent."""
+
 ID_SHIFT: Final = 40
 """A message id is ``number of its source << ID_SHIFT | msg_id``; 0 is no message."""
 

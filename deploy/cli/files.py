@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 CSV_COLUMNS = "gfn,order,mfn,p2mt,pteflags_low12,pte_bits_63_52"
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Why a file could not be read or written, in a few words."""
     return error.strerror or type(error).__name__
 
 
@@ -38,7 +39,7 @@ def check_directory(directory: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise BadInputError(
-            f"{flag} {directory}: expected a directory to write to: {_reason(error)}"
+            f"{flag} {directory}: expected a directory to write to: {reason_of(error)}"
         ) from None
 
 
@@ -61,7 +62,7 @@ def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise BadInputError(f"{flag} {path}: cannot be written: {_reason(error)}") from None
+        raise BadInputError(f"{flag} {path}: cannot be written: {reason_of(error)}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

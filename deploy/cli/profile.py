@@ -16,6 +16,7 @@ Examples:
   shatterproof profile run.trace --sql "select kind, count(*) from messages group by kind"
   shatterproof profile run.trace --critical-path toolstack/1#4 --domid 1
 """
+EXIT_TRUNCATED: Final = 2
 WHOLE_RUN: Final = ""
 """``--critical-path`` without an id."""
 

@@ -6,12 +6,12 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
 from deploy.cli.files import whole_file, write_json
-from deploy.cli.profile import WHOLE_RUN, Asked, Exports
+from deploy.cli.profile import EXIT_TRUNCATED, WHOLE_RUN, Asked, Exports
 from deploy.cli.profile_render import (
     print_comparison,
     print_path,
@@ -26,8 +26,6 @@ from services.trace.frame import Trace
 from services.trace.report import report
 from services.trace.select import Selection
 from services.trace.sequence import mermaid
-
-EXIT_TRUNCATED: Final = 2
 
 
 def answer(

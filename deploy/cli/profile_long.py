@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from deploy.cli.profile import EXIT_TRUNCATED
 from deploy.profile.long import long_data, long_report
-
-EXIT_TRUNCATED: Final = 2
 
 
 def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, cast
 
+from deploy.cli.files import reason_of
 from deploy.cli.trace_writer import (
     AT_ONCE,
     BELL,
@@ -79,8 +80,7 @@ class FileSink:
         """
         if self._writer is None or self._log is None:
             return
-        with self._log:
-            self._log.flush()
+        self._log.close()
         try:
             _, story = self._writer.communicate(timeout=SILENT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -98,7 +98,7 @@ class FileSink:
             self._log.write(encode_order(order))
             self._log.flush()
         except OSError as error:
-            raise _unwritable(self._path, _reason(error)) from None
+            raise _unwritable(self._path, reason_of(error)) from None
 
     def _start(self) -> BinaryIO:
         """The log, and whoever reads it."""
@@ -143,10 +143,6 @@ def trace_file(
         yield sink
     finally:
         sink.finish()
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
 
 
 def _unwritable(path: Path, reason: str) -> BadInputError:

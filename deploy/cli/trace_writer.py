@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from deploy.cli.files import reason_of
 from services.trace.writer import TraceEncoder
 
 LENGTH_BYTES: Final = 8
@@ -109,7 +110,7 @@ def main(log: str, when: str) -> int:
     try:
         write(int(log), sys.stdin.buffer, sys.stdout.buffer, at_once=when == AT_ONCE)
     except OSError as error:
-        sys.stderr.write(error.strerror or type(error).__name__)
+        sys.stderr.write(reason_of(error))
         return 1
     return 0
 

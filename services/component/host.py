@@ -16,16 +16,13 @@ from protocols.envelope import Envelope
 from protocols.errno import ComponentFailureError
 from protocols.message import Message
 from protocols.registry import TAGS
+from protocols.trace import DONE, HOW_BITS, LOCK, WAITS
 from services.component.component import Component
 from services.component.locks import Lock
 from services.component.traps import Acquire, Call, CallAll, Preempt
 
 STORY_LENGTH = 24
 
-WAITS: Final = 0
-LOCK: Final = 1
-DONE: Final = 2
-HOW_BITS: Final = 2
 ANSWERED: Final = 1 << HOW_BITS | DONE
 
 

@@ -66,13 +66,13 @@ class Joiner:
         return self._changes(tape, made, offset)
 
     def _serve(self, tape: int, serves: Table, offset: int) -> None:
-        serves = serves.copy()
-        self._shift(serves, tuple(AT[name] for name in _TIMES), offset)
         if self._services:
             shards = np.array(self._shard_of, dtype=np.int64)[serves[:, AT["dst"]]]
         else:
             shards = np.full(len(serves), tape, dtype=np.int64)
-        self._serves = np.concatenate((self._serves, np.column_stack((serves, shards))))
+        rows = np.column_stack((serves, shards))
+        self._shift(rows, tuple(AT[name] for name in _TIMES), offset)
+        self._serves = np.concatenate((self._serves, rows))
 
     def _shift(self, rows: Table, columns: Sequence[int], offset: int) -> None:
         """Times of a tape in ticks since the first that was ever seen; 0 and NEVER stay."""

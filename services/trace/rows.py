@@ -17,15 +17,12 @@ import numpy.typing as npt
 from protocols.codec import decode_batch, decode_envelopes, encode_envelope
 from protocols.envelope import Envelope
 from protocols.frames import FrameArray, unpack
-from protocols.trace import ID_SHIFT
+from protocols.trace import DONE, HOW_BITS, ID_SHIFT, LOCK
 from services.trace.describe import NUMBERS, describe
 from services.trace.tape import (
     BATCH,
     BROKE,
     CHANGE,
-    DONE,
-    HOW_BITS,
-    LOCK,
     NOBODY,
     RESUMED,
     RUN,

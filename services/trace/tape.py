@@ -19,14 +19,6 @@ from protocols.frames import FrameArray
 from protocols.trace import MemEvent
 from services.trace.describe import NUMBERS, describe
 
-WAITS: Final = 0
-"""An activity sent what it waits for."""
-LOCK: Final = 1
-"""An activity waits for a lock."""
-DONE: Final = 2
-"""An activity has answered."""
-HOW_BITS: Final = 2
-
 NOBODY: Final = -1
 """In place of an activity: a mark, of what kind its ``how`` says."""
 GOT: Final = 0

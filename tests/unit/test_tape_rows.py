@@ -16,10 +16,10 @@ from protocols.codec import encode_batch, encode_envelope
 from protocols.envelope import Envelope
 from protocols.frames import pack
 from protocols.memory import DecreaseReservation, Status
-from protocols.trace import ID_SHIFT, TABLES, MemEvent
+from protocols.trace import DONE, HOW_BITS, ID_SHIFT, LOCK, TABLES, WAITS, MemEvent
 from services.trace import tape as tape_module
 from services.trace.rows import AT, CHANGED, NEVER, SEND, TapeRows
-from services.trace.tape import DONE, HOW_BITS, LOCK, WAITS, StepClock, Tape
+from services.trace.tape import StepClock, Tape
 from tests.helpers import guest, scenario
 from tests.unit.test_trace_file import Sink
 
