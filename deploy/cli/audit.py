@@ -9,8 +9,9 @@ import click
 from deploy.cli.files import write_json
 from deploy.cli.launch import load, run_scenario
 from deploy.cli.options import json_option, runtime_options, setup_logging, workload_arguments
-from deploy.cli.render import output_console, print_audit
+from deploy.cli.render import print_audit
 from deploy.cli.session import RunOptions
+from deploy.cli.terminal import output_console
 
 EPILOG = """\b
 Example:

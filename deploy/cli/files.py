@@ -49,9 +49,13 @@ def check_file(path: Path, flag: str) -> None:
     Raises:
         BadInputError: it is a directory, or its directory is missing or not writable.
     """
-    if path.is_dir():
+    try:
+        directory, parent = path.is_dir(), path.parent.is_dir()
+    except OSError as error:
+        raise BadInputError(f"{flag} {path}: cannot be written: {reason_of(error)}") from None
+    if directory:
         raise BadInputError(f"{flag} {path}: expected a file, this is a directory")
-    if not path.parent.is_dir():
+    if not parent:
         raise BadInputError(f"{flag} {path}: there is no directory {path.parent}")
     check_directory(path.parent, flag)
 

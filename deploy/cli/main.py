@@ -1,20 +1,30 @@
 """The ``shatterproof`` command: finds the command, turns every error into one line.
 
-Exit status: 0 good, 1 the check failed, 2 bad input, 3 no verdict.
+Exit status: 0 good, 1 the check failed, 2 bad input, 3 no verdict, 70 a fault of this program.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import click
 
 from protocols.errno import BadInputError, ShatterproofError
+from protocols.text import LINE_MAX, shown
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
+EXIT_INTERNAL: Final = 70
+"""EX_SOFTWARE of sysexits.h: no verdict about anything but this program."""
+TRACEBACK: Final = "SHATTERPROOF_TRACEBACK"
+"""Set in the environment: the traceback, or a component's story, before the one line."""
+NAME: Final = "shatterproof"
 
 
 def _audit() -> click.Command:
@@ -80,18 +90,33 @@ def cli() -> None:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"shatterproof: {text}\n")
+    """One line, whatever the text quotes."""
+    sys.stderr.write(f"{NAME}: {shown(text, LINE_MAX - len(NAME) - 2)}\n")
+
+
+def _complain_of_ourselves(error: Exception) -> None:
+    """What was raised, and where, for whoever reports it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{'/'.join(Path(frames[-1].filename).parts[-3:])}:{frames[-1].lineno}"
+    _complain(
+        f"internal error: {type(error).__name__} at {place}: {shown(str(error), LINE_MAX // 3)} "
+        f"({TRACEBACK}=1 shows more)"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command; always leaves by ``SystemExit``."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show is still no reason to fall over.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """The exit status of a command line."""
     try:
-        status = cli.main(arguments, prog_name="shatterproof", standalone_mode=False)
+        status = cli.main(arguments, prog_name=NAME, standalone_mode=False)
     except click.ClickException as error:
         _complain(" ".join(error.format_message().split()))
         return EXIT_BAD_INPUT
@@ -101,9 +126,14 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return 130
-    except ShatterproofError as error:
-        _complain(str(error))
-        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 (whatever it is, people are told in one line)
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        if isinstance(error, ShatterproofError):
+            _complain(str(error).partition("\n")[0])
+            return EXIT_FAILED
+        _complain_of_ourselves(error)
+        return EXIT_INTERNAL
     return status if isinstance(status, int) else 0
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.console import Console
-
 from deploy.cli.files import whole_file, write_json
 from deploy.cli.profile import EXIT_TRUNCATED, WHOLE_RUN, Asked, Exports
 from deploy.cli.profile_render import (
@@ -18,7 +16,7 @@ from deploy.cli.profile_render import (
     print_profile,
     print_rows,
 )
-from deploy.cli.render import output_console
+from deploy.cli.terminal import Terminal, output_console
 from deploy.profile.open import open_trace
 from protocols.errno import BadInputError
 from services.trace.critical import Chains, request_path, run_path
@@ -36,7 +34,7 @@ def answer(
     Raises:
         BadInputError: the trace cannot be read, or has not what is asked for.
     """
-    console = Console(file=io.StringIO()) if json_path == "-" else output_console()
+    console = output_console(io.StringIO() if json_path == "-" else None)
     found: dict[str, Any] | None = None
     said: Any
     trace = _open(path, cpu_hz)
@@ -126,7 +124,7 @@ def _row(trace: Trace, flag: str, text: str) -> tuple[Chains, int]:
     return chains, row
 
 
-def _query(trace: Trace, selection: Selection, sql: str, console: Console) -> Any:
+def _query(trace: Trace, selection: Selection, sql: str, console: Terminal) -> Any:
     from deploy.profile.tables import query  # noqa: PLC0415 (an engine that others need not load)
 
     columns, rows = query(selection.of(trace), sql)
@@ -134,7 +132,7 @@ def _query(trace: Trace, selection: Selection, sql: str, console: Console) -> An
     return {"columns": columns, "rows": rows}
 
 
-def _compare(one: Trace, other: Trace, selection: Selection, console: Console) -> Any:
+def _compare(one: Trace, other: Trace, selection: Selection, console: Terminal) -> Any:
     from deploy.profile.diff import compare  # noqa: PLC0415 (so is this)
 
     found = compare(selection.of(one), selection.of(other))
@@ -142,14 +140,15 @@ def _compare(one: Trace, other: Trace, selection: Selection, console: Console) -
     return found
 
 
-def _sequence(trace: Trace, text: str, console: Console) -> Any:
+def _sequence(trace: Trace, text: str, console: Terminal) -> Any:
     chains, row = _row(trace, "--sequence", text)
     diagram = mermaid(chains, row)
-    console.print(diagram, end="", markup=False, highlight=False)
+    for line in diagram.splitlines():
+        console.print(line)
     return {"id": text, "mermaid": diagram}
 
 
-def _critical_path(trace: Trace, text: str, console: Console) -> Any:
+def _critical_path(trace: Trace, text: str, console: Terminal) -> Any:
     if text == WHOLE_RUN:
         path = run_path(Chains(trace))
     else:
@@ -167,7 +166,7 @@ def _export(
     trace: Trace,
     selection: Selection,
     found: dict[str, Any] | None,
-    console: Console,
+    console: Terminal,
 ) -> None:
     """Write the files asked for; each is whole or absent. ``found``: the report, if it is there."""
     if not exports.any():

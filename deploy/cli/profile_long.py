@@ -38,7 +38,7 @@ def _compiles() -> None:
 
 def _print(found: dict[str, Any]) -> None:
     from deploy.cli.profile_render import print_profile  # noqa: PLC0415 (see the command)
-    from deploy.cli.render import output_console  # noqa: PLC0415
+    from deploy.cli.terminal import output_console  # noqa: PLC0415
 
     console = output_console()
     print_profile(found, console)

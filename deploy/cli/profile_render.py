@@ -6,15 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from deploy.cli.terminal import BARS, Listing, Terminal
 from protocols.frames import ORDER_NAMES
 from services.trace.domains import covered
 
 ROWS_MAX: Final = 24
-BARS: Final = " ▁▂▃▄▅▆▇█"
 SPARK_WIDTH: Final = 60
 PATH_ROWS: Final = 60
 SHARES_MAX: Final = 3
@@ -47,12 +43,18 @@ class Clock:
         return "" if self._rate else " (steps)"
 
 
-def table(title: str, *columns: str, left: int = 1) -> Table:
+def table(title: str | None, *columns: str, left: int = 1) -> Listing:
     """A table without frame; the first ``left`` columns are text, the others numbers."""
-    made = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    made = Listing(title)
     for at, name in enumerate(columns):
         made.add_column(name, justify="left" if at < left else "right")
     return made
+
+
+def section(made: Listing, console: Terminal) -> None:
+    """A table after an empty line."""
+    console.line()
+    console.print(made)
 
 
 def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
@@ -67,7 +69,7 @@ def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     return "".join(BARS[math.ceil(8 * value / top) if top else 0] for value in groups)
 
 
-def print_profile(found: Map, console: Console, *, domid: int | None = None) -> None:
+def print_profile(found: Map, console: Terminal, *, domid: int | None = None) -> None:
     """Everything, the most telling first."""
     clock = Clock(found["ticks_per_s"])
     _head(found, clock, console)
@@ -77,7 +79,7 @@ def print_profile(found: Map, console: Console, *, domid: int | None = None) -> 
         _domain(found["domains"][str(domid)], domid, clock, console)
 
 
-def _head(found: Map, clock: Clock, console: Console) -> None:
+def _head(found: Map, clock: Clock, console: Terminal) -> None:
     first, last = found["span"]
     facts = [f"{found['records']:,} records", f"{clock(last - first)}{clock.unit}"]
     if found["lost"]:
@@ -85,20 +87,20 @@ def _head(found: Map, clock: Clock, console: Console) -> None:
     header = found.get("header", {})
     if header.get("runtime"):
         facts.append(f"runtime {header['runtime']}")
-    console.print(Text(f"{found['source']}: {found['format']}, {', '.join(facts)}"))
+    console.print(f"{found['source']}: {found['format']}, {', '.join(facts)}")
     events = found["events"]
     if events:
         listed = sorted(events.items(), key=lambda item: -item[1])
         shown = [f"{name} {nr:,}" for name, nr in listed[:12]]
         if len(listed) > len(shown):
             shown.append(f"and {len(listed) - len(shown)} more kinds")
-        console.print(Text(f"events: {', '.join(shown)}"))
+        console.print(f"events: {', '.join(shown)}")
     rate = found.get("rate", {})
     if rate.get("total"):
-        console.print(Text(f"messages over time |{spark(rate['total'])}|"))
+        console.print(f"messages over time |{spark(rate['total'])}|")
 
 
-def _figures(made: Table, name: str, each: Map, clock: Clock) -> None:
+def _figures(made: Listing, name: str, each: Map, clock: Clock) -> None:
     made.add_row(
         name, f"{each['count']:,}", f"{each['bytes']:,}",
         *(clock(each[rank]) for rank in ("p50", "p90", "p99", "max")),
@@ -111,33 +113,33 @@ COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _kinds(found: Map, clock: Clock, console: Console) -> None:
+def _kinds(found: Map, clock: Clock, console: Terminal) -> None:
     kinds: Map = found["messages"]
     if not kinds:
         return
-    made = table(f"\nmessages: latency, and time in all{clock.unit}", "kind", *COLUMNS)
+    made = table(f"messages: latency, and time in all{clock.unit}", "kind", *COLUMNS)
     listed = sorted(kinds.items(), key=lambda item: -item[1]["service"]["total"])
     for name, each in listed[:ROWS_MAX]:
         _figures(made, name, each, clock)
-    console.print(made)
+    section(made, console)
     if len(listed) > ROWS_MAX:
         console.print(f"... and {len(listed) - ROWS_MAX} kinds with less service time")
 
 
-def _services(found: Map, clock: Clock, console: Console) -> None:
+def _services(found: Map, clock: Clock, console: Terminal) -> None:
     if found.get("services"):
-        made = table("\nservices: what they were sent", "service", *COLUMNS)
+        made = table("services: what they were sent", "service", *COLUMNS)
         for name, each in found["services"].items():
             _figures(made, name, each, clock)
-        console.print(made)
+        section(made, console)
 
 
-def _paths(found: Map, clock: Clock, console: Console) -> None:
+def _paths(found: Map, clock: Clock, console: Terminal) -> None:
     paths = found.get("critical_path")
     if not paths:
         return
     made = table(
-        "\ncritical path: where the time went that everybody waited for, and what would be won if "
+        "critical path: where the time went that everybody waited for, and what would be won if "
         "a service took none",
         "path", "kind", "domid", "lasted", "messages", "share of the path", "won if free", left=2,
     )  # fmt: skip
@@ -148,7 +150,7 @@ def _paths(found: Map, clock: Clock, console: Console) -> None:
                 clock(path["end"] - path["start"]), f"{path['messages']:,}",
                 *(_shares(path, name) for name in ("by_service", "if_free")),
             )  # fmt: skip
-    console.print(made)
+    section(made, console)
 
 
 def _shares(path: Map, name: str) -> str:
@@ -164,13 +166,13 @@ def order_name(order: str) -> str:
     return ORDER_NAMES.get(int(order), f"order {order}")
 
 
-def _domains(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG001
+def _domains(found: Map, clock: Clock, console: Terminal) -> None:  # noqa: ARG001
     domains: Map = found["domains"]
     if not domains:
         return
     orders = sorted({int(o) for each in domains.values() for o in each["final_extents"]})[::-1]
     made = table(
-        "\ndomains", "domid", *(f"{order_name(str(order))} leaves" for order in orders),
+        "domains", "domid", *(f"{order_name(str(order))} leaves" for order in orders),
         "in superpages", "updates", "shatters", "populates", "fallbacks", "faults",
         "PoD pop/spl/recl", left=0,
     )  # fmt: skip
@@ -191,14 +193,15 @@ def _domains(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG00
             f"{each['nested_faults']:,}",
             f"{pod[0]:,}/{each['pod_superpage_splinter']:,}/{pod[1]:,}",
         )
-    console.print(made)
+    section(made, console)
     if len(listed) > ROWS_MAX:
         console.print(f"... and {len(listed) - ROWS_MAX} more domains (--domid N shows one)")
 
 
-def _domain(each: Map, domid: int, clock: Clock, console: Console) -> None:
+def _domain(each: Map, domid: int, clock: Clock, console: Terminal) -> None:
     series: Map = each.get("series", {})
-    console.print(Text(f"\ndomain {domid} over time"))
+    console.line()
+    console.print(f"domain {domid} over time")
     rows: list[tuple[str, list[float]]] = [
         (f"mapped by {order_name(order)}", values)
         for order, values in series.get("mapped", {}).items()
@@ -213,7 +216,7 @@ def _domain(each: Map, domid: int, clock: Clock, console: Console) -> None:
     ]  # fmt: skip
     for name, values in rows:
         if values and max(values):
-            console.print(Text(f"  {name:<16} |{spark(values)}| at most {max(values):,.0f}"))
+            console.print(f"  {name:<16} |{spark(values)}| at most {max(values):,.0f}")
     hottest = each.get("hottest", [])
     if hottest:
         made = table("  most updated superpages", "gfn", "updates", "shatters")
@@ -223,12 +226,12 @@ def _domain(each: Map, domid: int, clock: Clock, console: Console) -> None:
     del clock
 
 
-def _contention(found: Map, clock: Clock, console: Console) -> None:
+def _contention(found: Map, clock: Clock, console: Terminal) -> None:
     contention = found.get("contention")
     if not contention:
         return
     made = table(
-        "\ncontention: mailboxes", "shard", "messages", "waited in all", "p99", "longest queue",
+        "contention: mailboxes", "shard", "messages", "waited in all", "p99", "longest queue",
         "at",
     )  # fmt: skip
     for box in contention["mailboxes"]:
@@ -237,51 +240,47 @@ def _contention(found: Map, clock: Clock, console: Console) -> None:
             clock(box["wait_total"]), clock(box["wait_p99"]), f"{box['longest']:,}",
             clock(box["at"] - found["span"][0]),
         )  # fmt: skip
-    console.print(made)
+    section(made, console)
     for lock in contention["locks"][:8]:
         console.print(
-            Text(
-                f"lock of {lock['name']}: {lock['waits']:,} waits, {clock(lock['total'])} in all, "
-                f"at most {clock(lock['max'])}"
-            )
+            f"lock of {lock['name']}: {lock['waits']:,} waits, {clock(lock['total'])} in all, "
+            f"at most {clock(lock['max'])}"
         )
     fairness = contention["fairness"]
     if len(fairness["domains"]) > 1:
         means: Callable[[str], float] = lambda domid: fairness["domains"][domid]["mean"]  # noqa: E731
         best, worst = min(fairness["domains"], key=means), max(fairness["domains"], key=means)
         console.print(
-            Text(
-                f"fairness between domains: Jain's index {fairness['jain']:.3f}; mean latency of "
-                f"a request {clock(means(best))} (domain {best}) to {clock(means(worst))} "
-                f"(domain {worst})"
-            )
+            f"fairness between domains: Jain's index {fairness['jain']:.3f}; mean latency of "
+            f"a request {clock(means(best))} (domain {best}) to {clock(means(worst))} "
+            f"(domain {worst})"
         )
 
 
-def _hypercalls(found: Map, clock: Clock, console: Console) -> None:  # noqa: ARG001
+def _hypercalls(found: Map, clock: Clock, console: Terminal) -> None:  # noqa: ARG001
     calls: Map = found.get("hypercalls", {})
     if calls:
         made = table(
-            "\nhypercalls: p2m updates of each", "hypercall", "count", "updates",
+            "hypercalls: p2m updates of each", "hypercall", "count", "updates",
             "calls by number of updates",
         )  # fmt: skip
         for name, each in sorted(calls.items(), key=lambda item: -item[1]["updates"])[:ROWS_MAX]:
             runs = ", ".join(f"{size}: {nr:,}" for size, nr in each["runs"].items())
             made.add_row(name, f"{each['count']:,}", f"{each['updates']:,}", runs)
-        console.print(made)
+        section(made, console)
 
 
-def _pcpus(found: Map, clock: Clock, console: Console) -> None:
+def _pcpus(found: Map, clock: Clock, console: Terminal) -> None:
     for cpu, each in found.get("pcpus", {}).items():
         shares = ", ".join(
             f"d{domid} {clock(ticks)}"
             for domid, ticks in sorted(each["by_domid"].items(), key=lambda item: -item[1])
             if int(domid) < 0x7FF0
         )
-        console.print(Text(f"pcpu {cpu}: busy {100 * each['busy']:.1f} % ({shares})"))
+        console.print(f"pcpu {cpu}: busy {100 * each['busy']:.1f} % ({shares})")
 
 
-def print_path(path: Map, ticks_per_s: float, console: Console) -> None:
+def print_path(path: Map, ticks_per_s: float, console: Terminal) -> None:
     """A critical path step by step, then what each service had of it."""
     clock = Clock(ticks_per_s)
     whole = max(path["end"] - path["start"], 1)
@@ -303,7 +302,7 @@ def print_path(path: Map, ticks_per_s: float, console: Console) -> None:
     if len(segments) > len(shown):
         console.print(f"... the {len(shown)} longest of {len(segments):,} steps")
     made = table(
-        "\nof the path, and won if it were free", "service", "on the path", "share", "won", "share"
+        "of the path, and won if it were free", "service", "on the path", "share", "won", "share"
     )
     for name, ticks in path["if_free"].items():
         made.add_row(
@@ -314,57 +313,55 @@ def print_path(path: Map, ticks_per_s: float, console: Console) -> None:
                 for text in (clock(part), f"{100 * part / whole:.1f} %")
             ),
         )
-    console.print(made)
+    section(made, console)
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Terminal) -> None:
     """The answer to a query."""
-    made = table("", *columns, left=len(columns))
-    made.title = None
+    made = table(None, *columns, left=len(columns))
     for row in rows:
-        made.add_row(*(Text(str(value)) for value in row))
+        made.add_row(*(str(value) for value in row))
     console.print(made)
     console.print(f"{len(rows):,} rows")
 
 
-def print_comparison(found: Map, console: Console) -> None:
+def print_comparison(found: Map, console: Terminal) -> None:
     """What differs between two traces, or that nothing does."""
     one, other = found["sources"]
-    console.print(Text(f"{one} (one) against {other} (other)"))
+    console.print(f"{one} (one) against {other} (other)")
     if found["same"]:
         console.print("nothing differs")
     for title, name in (("messages by kind", "counts"), ("events", "events")):
         if found[name]:
-            made = table(f"\n{title}", "", "one", "other", "change")
+            made = table(title, "", "one", "other", "change")
             for what, (a, b) in found[name].items():
                 made.add_row(what, f"{a:,}", f"{b:,}", f"{b - a:+,}")
-            console.print(made)
+            section(made, console)
     _latencies(found, console)
     if found["domains"]:
-        made = table("\ndomains", "domid", "figure", "one", "other", left=2)
+        made = table("domains", "domid", "figure", "one", "other", left=2)
         for domid, figures in list(found["domains"].items())[:ROWS_MAX]:
             for figure, (a, b) in figures.items():
                 made.add_row(
                     domid, figure, "" if a is None else str(a), "" if b is None else str(b)
                 )
-        console.print(made)
+        section(made, console)
     parting = found["divergence"]
     if parting is not None:
         where = f" of domain {parting['domid']}" if "domid" in parting else ""
-        console.print(
-            Text(f"\nthey part at row {parting['row']:,} of the {parting['table']}{where}")
-        )
-        console.print(Text(f"  one:   {parting['one']}"))
-        console.print(Text(f"  other: {parting['other']}"))
+        console.line()
+        console.print(f"they part at row {parting['row']:,} of the {parting['table']}{where}")
+        console.print(f"  one:   {parting['one']}")
+        console.print(f"  other: {parting['other']}")
 
 
-def _latencies(found: Map, console: Console) -> None:
+def _latencies(found: Map, console: Terminal) -> None:
     changed = {kind: each for kind, each in found["latency"].items() if each["differs"]}
     rates = found["ticks_per_s"]
     if changed:
         clock = Clock(1.0 if rates[0] else 0.0)
         made = table(
-            "\nlatency that differs for sure (Mann-Whitney U, Holm)", "kind", "p50", "-> p50",
+            "latency that differs for sure (Mann-Whitney U, Holm)", "kind", "p50", "-> p50",
             "p99", "-> p99", "Cliff's delta", "p",
         )  # fmt: skip
         for kind, each in sorted(changed.items(), key=lambda item: -abs(item[1]["delta"])):
@@ -373,7 +370,7 @@ def _latencies(found: Map, console: Console) -> None:
                 clock(each["one"]["p99"]), clock(each["other"]["p99"]), f"{each['delta']:+.2f}",
                 f"{each['p']:.2g}",
             )  # fmt: skip
-        console.print(made)
+        section(made, console)
     rest = len(found["latency"]) - len(changed)
     if rest:
         console.print(f"{rest} kinds with no certain difference of latency")

@@ -7,10 +7,9 @@ from collections import Counter
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
+from deploy.cli.terminal import Listing, Terminal, error_console
 from protocols.frames import ORDER_NAMES
 from protocols.message import Message
 from protocols.toolstack import DomainResult
@@ -21,8 +20,8 @@ REFRESH_SECONDS = 0.1
 class ProgressDisplay:
     """Watches a run; draws on stderr if that is a terminal, else costs a few additions."""
 
-    def __init__(self, nr_domains: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, nr_domains: int, console: Terminal | None = None) -> None:
+        self._console = console or error_console()
         self._live: Live | None = None
         self._nr_domains = nr_domains
         self._phase = ""
@@ -83,13 +82,13 @@ class ProgressDisplay:
         self._drawn_at, self._drawn_messages = now, self._messages
         self._live.update(self._draw(), refresh=True)
 
-    def _draw(self) -> Table:
+    def _draw(self) -> Listing:
         pages = "  ".join(
             f"{ORDER_NAMES.get(order, order)} {nr:,}"
             for order, nr in sorted(self._pages.items(), reverse=True)
         )
         failed = f" ({self._failed} failed)" if self._failed else ""
-        table = Table.grid(padding=(0, 2))
+        table = Listing(header=False)
         table.add_row("phase", self._phase)
         table.add_row("domains", f"{self._done} of {self._nr_domains}{failed}")
         table.add_row("pages", pages or "-")

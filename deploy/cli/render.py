@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
+from deploy.cli.terminal import Listing, Terminal, output_console
 from deploy.driver.report import DomainStatus, RunReport
 from protocols.frames import ORDER_NAMES
+from protocols.text import NAME_MAX, shown
 
 ROWS_MAX = 100
 """A closing table ends somewhere: at most so many rows."""
-
-
-WIDTH_MIN = 120
-"""Columns of a table that goes to a file or a pipe."""
-
-
-def output_console() -> Console:
-    """Standard output: as wide as the terminal, and never narrow where there is none."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH_MIN)
-    return console
 
 
 def print_report(report: RunReport) -> None:
@@ -42,10 +29,10 @@ def print_report(report: RunReport) -> None:
     print_audit(report, console)
 
 
-def print_domains(domains: Sequence[DomainStatus], console: Console) -> None:
+def print_domains(domains: Sequence[DomainStatus], console: Terminal) -> None:
     """One row a domain, or a row for each kind when there are many."""
     orders = sorted({order for domain in domains for order in domain.extents}, reverse=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Listing()
     table.add_column("domid", justify="right")
     table.add_column("name")
     table.add_column("status")
@@ -58,7 +45,7 @@ def print_domains(domains: Sequence[DomainStatus], console: Console) -> None:
         status = domain.status if domain.error is None else f"{domain.status}: {domain.error}"
         table.add_row(
             str(domain.domid),
-            domain.name,
+            shown(domain.name, NAME_MAX),
             status,
             f"{domain.memory_kib / 1024:,.0f} MiB",
             *(f"{domain.extents.get(order, 0):,}" for order in orders),
@@ -72,7 +59,7 @@ def print_domains(domains: Sequence[DomainStatus], console: Console) -> None:
         console.print(f"... and {len(rest)} more, {built} of them built")
 
 
-def print_audit(report: RunReport, console: Console) -> None:
+def print_audit(report: RunReport, console: Terminal) -> None:
     """Clean, or every disagreement on a line of its own."""
     violations = report.violations
     checked = sum(audit.checked for audit in report.audits)

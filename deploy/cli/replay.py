@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from deploy.cli.files import dump_tables, write_json
 from deploy.cli.options import output_options, runtime_options, setup_logging
 from deploy.cli.progress import ProgressDisplay
-from deploy.cli.render import output_console
 from deploy.cli.session import RunOptions, started
+from deploy.cli.terminal import Listing, output_console
 from deploy.driver.replay import ReplayReport
 from deploy.driver.replay import replay as run_replay
 from deploy.driver.retrace import retrace
@@ -102,7 +101,7 @@ def _finish(report: ReplayReport, dump_p2m: Path | None, json_path: str | None) 
 def _print(report: ReplayReport) -> None:
     console = output_console()
     orders = sorted({order for domain in report.domains for order in domain.extents}, reverse=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Listing()
     for name in (
         "domid",
         "updates",

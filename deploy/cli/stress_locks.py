@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from rich.table import Table
 
 from deploy.campaign.locks import CLIENTS, Costs, Point, Verdict, measure, verdicts
 from deploy.cli.files import whole_file, write_json
-from deploy.cli.render import output_console
+from deploy.cli.terminal import Listing, output_console
 from deploy.stress.case import LOCK_PROTOCOLS
 from deploy.stress.workload import Workload
 
@@ -49,7 +48,7 @@ def show(workload: Workload, found: list[Verdict], points: list[Point]) -> None:
     for each in found:
         text = "clean" if each.clean else f"BROKEN: {each.invariant}"
         console.print(f"  {each.lock:11} {text} ({each.schedules:,} schedules)")
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Listing()
     table.add_column("clients", justify="right")
     for lock in LOCK_PROTOCOLS:
         table.add_column(f"{lock} kop/s", justify="right")
@@ -73,7 +72,7 @@ def show(workload: Workload, found: list[Verdict], points: list[Point]) -> None:
             point = by_key.get((lock, clients))
             if point is not None:
                 bar = "#" * max(1, round(BAR * point.ops_per_s / most))
-                console.print(f"  {clients:3d} {bar}", markup=False)
+                console.print(f"  {clients:3d} {bar}")
 
 
 def mermaid(points: list[Point]) -> str:

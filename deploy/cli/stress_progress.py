@@ -6,11 +6,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from deploy.campaign.chunks import Totals
+from deploy.cli.terminal import Terminal, error_console
 
 REFRESH_SECONDS = 0.2
 
@@ -18,15 +17,15 @@ REFRESH_SECONDS = 0.2
 class CampaignDisplay:
     """Draws on stderr if that is a terminal, else does nothing."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: Terminal | None = None) -> None:
+        self._console = console or error_console()
         self._live: Live | None = None
         self._begun = self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
         """Start drawing."""
         if self._console.is_terminal:
-            self._live = Live(Text(""), console=self._console, transient=True, auto_refresh=False)
+            self._live = Live("", console=self._console, transient=True, auto_refresh=False)
             self._live.start()
         return self
 
@@ -53,9 +52,9 @@ class CampaignDisplay:
             f"{len(totals.states):,} states, {totals.nr_operations:,} operations, "
             f"{1 if totals.failure else 0} violations, {rate:,.0f}/s"
         )
-        self._live.update(Text(text), refresh=True)
+        self._live.update(text, refresh=True)
 
     def note(self, text: str) -> None:
         """Say what is going on."""
         if self._live is not None:
-            self._live.update(Text(text), refresh=True)
+            self._live.update(text, refresh=True)

@@ -11,9 +11,9 @@ import click
 from deploy.campaign import parallel
 from deploy.campaign.parallel import FAILING, ParallelResult
 from deploy.cli.files import whole_file, write_json
-from deploy.cli.render import output_console
 from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
+from deploy.cli.terminal import output_console
 from deploy.cli.trace import trace_file
 from deploy.cluster.chaos import Chaos
 from deploy.cluster.runtime import RayCluster, RayRuntime

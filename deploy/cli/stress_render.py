@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from deploy.campaign.artifact import Counterexample
 from deploy.campaign.chunks import Totals
 from deploy.campaign.hunt import ZooRow
-from deploy.cli.render import output_console
+from deploy.cli.terminal import Listing, output_console
 from deploy.stress import story
 from deploy.stress.engine import Engine, Outcome
 from deploy.stress.workload import Workload
@@ -97,14 +95,14 @@ def print_story(example: Counterexample, outcome: Outcome) -> None:
     console.print(f"counterexample: {title}")
     for client, script in enumerate(case.clients):
         for op in script:
-            console.print(f"  client {client}: {operation(op)}", markup=False)
+            console.print(f"  client {client}: {operation(op)}")
     schedule = example.schedule
     console.print(
         f"first come, first served except {len(schedule.deviations)} deviations, "
         f"{len(schedule.faults)} faults:"
     )
     for line in story.lines(outcome.steps, outcome.violation):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def operation(op: Operation) -> str:
@@ -153,7 +151,7 @@ def print_state(example: Counterexample, engine: Engine) -> None:
     """The story so far, and how things stand: tables, TLBs, who waits, what is on its way."""
     console = output_console()
     for line in story.lines(engine.outcome.steps, engine.outcome.violation):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(f"stopped before step {engine.outcome.nr_steps} of {example.steps}")
     watch = engine.watch
     for domid, p2m in sorted(watch.p2ms.items()):
@@ -173,18 +171,18 @@ def print_state(example: Counterexample, engine: Engine) -> None:
         gfns, mfns, orders = walker.tlb.entries()
         entries = zip(gfns.tolist(), mfns.tolist(), orders.tolist(), strict=True)
         held = ", ".join(f"{gfn:#x}->{mfn:#x} order {order}" for gfn, mfn, order in entries)
-        console.print(f"{name}: TLB {held or 'empty'}", markup=False)
+        console.print(f"{name}: TLB {held or 'empty'}")
     for host in engine.world.hosts.values():
         for line in host.parked():
-            console.print(f"waits: {line}", markup=False)
+            console.print(f"waits: {line}")
     for line in engine.pending():
-        console.print(f"on its way: {line}", markup=False)
+        console.print(f"on its way: {line}")
 
 
 def print_zoo(rows: list[ZooRow]) -> None:
     """The zoo's table."""
     console = output_console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Listing()
     for name, justify in (
         ("name", "left"),
         ("found", "left"),
@@ -212,4 +210,4 @@ def print_zoo(rows: list[ZooRow]) -> None:
     console.print(table)
     for row in rows:
         for line in row.unexpected:
-            console.print(f"{row.name}: also seen: {line}", markup=False)
+            console.print(f"{row.name}: also seen: {line}")
