@@ -9,7 +9,8 @@ from __future__ import annotations
 import zlib
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Protocol
@@ -25,12 +26,11 @@ from protocols.errno import ComponentFailureError
 from protocols.p2m import (
     P2mGetRoot,
     P2mTranslate,
-    P2mUpdated,
     ReadPageTableFrames,
 )
 from protocols.script import RunScript
 from protocols.walk import Touch, Translations, WalkTranslate
-from services.component.host import Host
+from services.component.host import Activity, Host
 from services.spec.findings import Violation
 from services.spec.history import Event
 from services.toolstack.script import result_of
@@ -157,7 +157,7 @@ class Engine:
         self._step = 0
         self._hashes: dict[str, int] = {}
         self._state = 0
-        self._origin: dict[Any, int] = {}
+        self._origin: dict[tuple[str, int], int] = {}
         self._logs: dict[str, list[tuple[Envelope | None, tuple[str, ...]]]] = {}
         self._said: dict[tuple[str, int], int] = {}
         self._logging = any(fault.kind == "crash" for fault in faults)
@@ -175,11 +175,7 @@ class Engine:
                     break
                 self._one_step()
             else:
-                waiting = [k for k in range(len(self.case.clients)) if k not in self._done]
-                if waiting:
-                    raise ViolationError(stuck(self.world, waiting))
-                self.watch.fail_heap = self.watch.fail_pool = False
-                outcome.violation = at_rest(self.world, self.case, outcome.history)
+                self._end()
         except ViolationError as error:
             outcome.violation = error.violation
         except ComponentFailureError as error:
@@ -196,6 +192,18 @@ class Engine:
         outcome.events |= self.watch.events
         outcome.signature = self._state
         return outcome
+
+    def _end(self) -> None:
+        """All is quiet: everybody has got an answer, and everything is as it should be."""
+        waiting = [k for k in range(len(self.case.clients)) if k not in self._done]
+        if waiting:
+            raise ViolationError(stuck(self.world, waiting))
+        watch = self.watch
+        watch.fail_heap = watch.fail_pool = False
+        with looked_at("the host at rest"):
+            for domid, p2m in watch.p2ms.items():
+                watch.check_table(p2m, domid)
+            self.outcome.violation = at_rest(self.world, self.case, self.outcome.history)
 
     def pending(self) -> list[str]:
         """What is on its way, oldest first, a line each."""
@@ -289,7 +297,7 @@ class Engine:
     def _execute(
         self, dst: str, client: int, envelope: Envelope | None, cause: int, fault: Fault | None
     ) -> None:
-        watch = self.watch
+        watch, said = self.watch, self._said
         host = self.world.hosts.get(dst) or self.world.host(dst)
         watch.begin_step(self._step, client)
         if envelope is not None and envelope.in_reply_to and dst[0] == "t":
@@ -309,17 +317,20 @@ class Engine:
         state = self._advance_hash(dst, cause)
         if host.blocked():
             for activity in host.blocked():
-                self._origin.setdefault(activity, client)
+                self._origin.setdefault(_request(activity), client)
             self._note_ready(dst, host, state)
         # What a recovered component says again was checked when it said it first.
-        self._check(dst, host, envelope, [] if recovered else out)
+        new = [each for each in out if (each.src, each.msg_id) not in said] if recovered else out
+        with looked_at(dst):
+            self._check(dst, host, envelope, new)
         for number, each in enumerate(out):
             if dst[0] == "t" and each.dst != CLIENT:
                 self._calls.called(_number(dst), each, self._step)
+            whose = client
             if self._logging:
                 # What a recovered component says again belongs to whom it belonged before.
-                client = self._said.setdefault((each.src, each.msg_id), client)
-            self._post(each, client, (state + number * _PRIME) & _MASK)
+                whose = said.setdefault((each.src, each.msg_id), client)
+            self._post(each, whose, (state + number * _PRIME) & _MASK)
 
     def _drive(self, host: Host, envelope: Envelope | None) -> list[Envelope]:
         """Deliver, or let an activity go on; what it sends."""
@@ -359,8 +370,7 @@ class Engine:
                 return
             p2m, domid = host.component, int(dst[4:])
             watch.check_table(p2m, domid)
-            if any(type(each.body) is P2mUpdated for each in out):
-                watch.check_answer(p2m, domid)
+            watch.check_answers(p2m, domid, out)
         elif dst[0] == "w":
             for each in out:
                 if type(each.body) is Translations and each.dst[0] == "t":
@@ -396,7 +406,7 @@ class Engine:
         while len(channel.queue) < len(ready):
             activity = ready[len(channel.queue)]
             cause = (state ^ len(channel.queue) * _PRIME) & _MASK
-            self._push(channel, self._origin.get(activity, 0), None, cause)
+            self._push(channel, self._origin[_request(activity)], None, cause)
 
     # -- crash and recovery ------------------------------------------------------------------
 
@@ -419,7 +429,6 @@ class Engine:
                 said += host.deliver(envelope, drain=False)
         watch.fail_heap, watch.fail_pool = armed
         watch.muted = False
-        self._origin = {a: c for a, c in self._origin.items() if a not in host.blocked()}
         return said
 
 
@@ -463,6 +472,23 @@ class Calls:
             self._history.append(Event(client, called, None, operation, None))
 
 
+@contextmanager
+def looked_at(what: str) -> Generator[None]:
+    """Whoever looks on meets what a broken component has left: that is a violation, too."""
+    try:
+        yield
+    except ViolationError:
+        raise
+    except Exception as error:
+        reason = f"{what} cannot be looked at: {type(error).__name__}: {error}"
+        raise ViolationError(Violation("component_assertion", reason)) from error
+
+
+def _request(activity: Activity) -> tuple[str, int]:
+    """What an activity answers: the same before and after a crash, unlike the activity."""
+    return activity.cause.src, activity.cause.msg_id
+
+
 def _number(address: str) -> int:
     """The number of a toolstack: that of its client."""
     return int(address.partition("/")[2])
@@ -473,7 +499,8 @@ def watched_gfns(case: Case, domid: int) -> list[int]:
     gfns: set[int] = set()
     for script in case.clients:
         for op in script:
-            if op.domid != domid or op.kind in {"pool", "create", "destroy", "pod_target"}:
+            at = op.target if op.kind == "translate" else op.domid
+            if at != domid or op.kind in {"pool", "create", "destroy", "pod_target"}:
                 continue
             size = op.nr << op.order
             for first in {op.gfn, op.target} if op.kind == "move" else {op.gfn}:

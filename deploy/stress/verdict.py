@@ -11,10 +11,9 @@ from deploy.stress.watch import Watch
 from deploy.stress.world import World
 from protocols import envelope as addresses
 from protocols.control import SnapshotNode, SnapshotP2m, SnapshotWalker
-from protocols.frames import INVALID_FRAME, unpack
 from protocols.message import Message, Request
 from services.heap.component import Allocator
-from services.spec import linearizability
+from services.spec import accesses, linearizability
 from services.spec.findings import Violation
 from services.spec.history import Event
 
@@ -27,7 +26,7 @@ def at_rest(world: World, case: Case, history: Sequence[Event]) -> Violation | N
         if host.nr_parked:
             return Violation("no_lost_wakeup", f"left behind: {host.parked()[0]}")
     return (
-        accesses(world.watch, history)
+        accesses.check(history, world.watch.timeline)
         or return_values(world, case, history)
         or linearizable(world.watch, history)
         or audited(world)
@@ -77,62 +76,6 @@ def linearizable(watch: Watch, history: Sequence[Event]) -> Violation | None:
     """Look-ups and updates of each gfn have an order that explains what they returned."""
     found = linearizability.check(history, watch.initial, watch.enomem)
     return found[0] if found else None
-
-
-def accesses(watch: Watch, history: Sequence[Event]) -> Violation | None:
-    """Every access went to a frame that was mapped there, or was not yet known to be gone.
-
-    A walker may use an old translation until the update that replaced it has been answered: what
-    an access returns must have been current at some time since it began, or have been replaced
-    by an update whose caller had no answer yet.
-    """
-    for event in history:
-        if event.op.kind not in {"touch", "translate"} or event.result is None:
-            continue
-        domid = event.op.domid if event.op.kind == "touch" else event.op.target
-        step = 1 << event.op.order
-        for number, mfn in enumerate(unpack(event.result.mfns).tolist()):
-            gfn = event.op.gfn + number * step
-            found = _access(watch, history, event, (domid, gfn, mfn))
-            if found is not None:
-                return found
-    return None
-
-
-def _access(
-    watch: Watch, history: Sequence[Event], event: Event, used: tuple[int, int, int]
-) -> Violation | None:
-    domid, gfn, mfn = used
-    timeline = watch.timeline.get((domid, gfn))
-    if timeline is None:
-        return None
-    assert event.ret is not None, f"{event.op.kind} with a result never returned"
-    for at, (since, _, value) in enumerate(timeline):
-        if value != mfn or since > event.ret:
-            continue
-        if at + 1 == len(timeline):
-            return None
-        until, by, _ = timeline[at + 1]
-        if until >= event.call or not _answered_before(history, by, until, event.call):
-            return None
-    what = "nothing" if mfn == INVALID_FRAME else f"mfn {mfn:#x}"
-    return Violation(
-        "access_current",
-        f"client {event.client}'s {event.op.kind} (steps {event.call} to {event.ret}) found {what},"
-        " which no update that could still be under way explains",
-        domid,
-        gfn,
-        None if mfn == INVALID_FRAME else mfn,
-    )
-
-
-def _answered_before(history: Sequence[Event], client: int, committed: int, when: int) -> bool:
-    """Whether the operation that committed at a step had returned to its client before another."""
-    for event in history:
-        open_then = event.ret is None or event.ret >= committed
-        if event.client == client and event.call <= committed and open_then:
-            return event.ret is not None and event.ret < when
-    return True
 
 
 def return_values(world: World, case: Case, history: Sequence[Event]) -> Violation | None:

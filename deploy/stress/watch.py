@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
+from protocols.envelope import Envelope
 from protocols.errno import Errno, ShatterproofError
 from protocols.frames import DOMID_XEN, INVALID_FRAME, FrameArray, expand, unpack
-from protocols.p2m import P2mCreate
-from protocols.p2m_types import RAM_TYPES, P2mType
+from protocols.p2m import P2mCreate, P2mUpdated
+from protocols.p2m_types import P2mType
 from protocols.trace import MemEvent
 from protocols.walk import Touch, Translations, WalkTranslate
-from services.component.host import Host
+from services.component.host import Activity, Host
 from services.heap.component import Allocator
 from services.heap.node_memory import NodeMemory
 from services.heap.policy import SLICE_FRAMES
@@ -28,6 +30,8 @@ from services.p2m.component import P2m
 from services.p2m.ptp_pool import NO_SLOT, PtpPool
 from services.p2m.set_result import SetResult
 from services.p2m.table import P2mTable
+from services.spec.accesses import NOBODY, Version
+from services.spec.domain_rules import UNREACHABLE
 from services.spec.findings import Violation
 from services.spec.physmap import Physmap
 from services.walker.component import Walker
@@ -72,7 +76,9 @@ class Watch:
         self.step = 0
         self.client = -1
         self.initial: dict[tuple[int, int], tuple[int, P2mType]] = {}
-        self.timeline: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        self.timeline: dict[tuple[int, int], list[Version]] = {}
+        self._answered: dict[tuple[int, int], int] = {}
+        self._unanswered: dict[tuple[int, str, int], dict[int, int]] = {}
         self.tot_pages: dict[int, int] = {}
         self.enomem: set[int] = set()
         self.work = 0
@@ -110,6 +116,29 @@ class Watch:
             near = (cached < high) & (cached + (np.uint64(1) << orders.astype(np.uint64)) > low)
             for at in np.flatnonzero(near).tolist():
                 self._reachable(walker, (gfns, cached, orders), at, (mfns, order))
+
+    def owner_freed(self, memory: NodeMemory, owner: int) -> None:
+        """Some frames of a dying domain were freed: its walkers reach none that is not its own."""
+        for walker in self.walkers.values():
+            if self.muted or walker.domid != owner:
+                continue
+            gfns, cached, orders = walker.tlb.entries()
+            for gfn, mfn, order in zip(
+                gfns.tolist(), cached.tolist(), orders.tolist(), strict=True
+            ):
+                frames = np.arange(mfn, mfn + (1 << order), dtype=np.uint64)
+                frames = frames[(frames >= memory.start) & (frames < memory.end)]
+                gone = frames[memory.frames.owner(frames) != owner]
+                if gone.size:
+                    lost = int(gone[0])
+                    fail(
+                        "flushed_before_free",
+                        f"freed while {walker.context.name} still translates to it",
+                        owner,
+                        gfn + lost - mfn,
+                        lost,
+                        order,
+                    )
 
     def _reachable(
         self,
@@ -155,20 +184,27 @@ class Watch:
     # -- tables ------------------------------------------------------------------------------
 
     def p2m_update(
-        self, domid: int, order: int, p2mt: int, gfns: FrameArray, mfns: FrameArray
+        self,
+        request: Envelope,
+        order: int,
+        p2mt: int,
+        gfns: FrameArray,
+        mfns: FrameArray,
     ) -> None:
-        """An update was committed: the one thing that may change a translation."""
+        """An update was committed for a request to a P2M: all that may change a translation."""
+        domid = int(request.dst.partition("/")[2])
         watched = self.watched.get(domid)
         if watched is None or self.muted:
             return
         physmap = self.physmaps.setdefault(domid, Physmap())
+        mine = self._unanswered.setdefault((domid, request.src, request.msg_id), {})
         for gfn, mfn in zip(gfns.tolist(), mfns.tolist(), strict=True):
             size = 1 << order
             near = watched[(watched >= gfn) & (watched < gfn + size)]
             for frame in near.tolist():
                 at = mfn if mfn == INVALID_FRAME else mfn + frame - gfn
                 physmap.set_entry(frame, at, 1, p2mt)
-                self._note(domid, frame, physmap)
+                mine[frame] = self._note(domid, frame, physmap)
 
     def watch_gfns(self, p2m: P2m, domid: int, gfns: list[int]) -> None:
         """Know from here on what these gfns must read as."""
@@ -183,14 +219,13 @@ class Watch:
         for gfn, mfn, p2mt in zip(watched.tolist(), mfns.tolist(), types.tolist(), strict=True):
             physmap.set_entry(gfn, mfn, 1, p2mt)
             self.initial[domid, gfn] = physmap.get(gfn)
-            readable = mfn if p2mt in RAM_TYPES else INVALID_FRAME
-            self.timeline[domid, gfn] = [(-1, -1, readable)]
+            self.timeline[domid, gfn] = [Version(-1, NOBODY, _readable(physmap, gfn))]
 
-    def _note(self, domid: int, gfn: int, physmap: Physmap) -> None:
-        """A translation may have changed, by the client whose operation runs."""
-        mfn, p2mt = physmap.get(gfn)
-        readable = mfn if p2mt in RAM_TYPES else INVALID_FRAME
-        self.timeline[domid, gfn].append((self.step, self.client, readable))
+    def _note(self, domid: int, gfn: int, physmap: Physmap) -> int:
+        """A translation may have changed, by the client whose operation runs; its number."""
+        timeline = self.timeline[domid, gfn]
+        timeline.append(Version(self.step, self.client, _readable(physmap, gfn)))
+        return len(timeline) - 1
 
     def forget(self, domid: int) -> None:
         """The domain's tables are gone."""
@@ -198,7 +233,7 @@ class Watch:
         if physmap is not None:
             self.events.add("teardown")
             for gfn in self.watched[domid].tolist():
-                self.timeline[domid, gfn].append((self.step, self.client, INVALID_FRAME))
+                self.timeline[domid, gfn].append(Version(self.step, self.client, INVALID_FRAME))
 
     def check_table(self, p2m: P2m, domid: int) -> None:
         """Every watched gfn maps what its last update said, whatever was split or replaced."""
@@ -229,30 +264,65 @@ class Watch:
                     order,
                 )
 
-    def check_answer(self, p2m: P2m, domid: int) -> None:
-        """An update is being answered: what walkers hold must be what the tables say."""
+    def check_answers(self, p2m: P2m, domid: int, out: list[Envelope]) -> None:
+        """Updates are being answered: whatever walkers hold is at least as new as those.
+
+        So it is with each update for itself, also while a flush for another is outstanding; if
+        none is, they hold just what the tables say.
+        """
+        answered = False
+        for each in out:
+            mine = self._unanswered.pop((domid, each.dst, each.in_reply_to), None)
+            answered = answered or type(each.body) is P2mUpdated or mine is not None
+            for gfn, number in (mine or {}).items():
+                self._answered[domid, gfn] = max(number, self._answered.get((domid, gfn), 0))
         table = p2m.table_now
-        if table is None or p2m.outstanding_flushes:
+        if not answered or table is None:
             return
         for walker in self.walkers.values():
             if walker.domid != domid:
                 continue
-            gfns, cached, _ = walker.tlb.entries()
-            if not gfns.size:
-                continue
-            mfns, _, orders = table.get(gfns)
-            wrong = np.flatnonzero(mfns != cached)
-            if wrong.size:
-                at = int(wrong[0])
-                fail(
-                    "tlb_coherent",
-                    f"{walker.context.name} still has {int(cached[at]):#x} after the update was "
-                    "answered",
-                    domid,
-                    int(gfns[at]),
-                    None if int(mfns[at]) == INVALID_FRAME else int(mfns[at]),
-                    int(orders[at]),
-                )
+            gfns, cached, orders = walker.tlb.entries()
+            if gfns.size:
+                self._check_ages(walker, gfns, cached, orders)
+                if not p2m.outstanding_flushes:
+                    self._check_entries(walker, gfns, cached, table)
+
+    def _check_ages(
+        self, walker: Walker, gfns: FrameArray, cached: FrameArray, orders: npt.NDArray[np.uint8]
+    ) -> None:
+        """No entry is from before the last update that was answered, at any gfn that it covers."""
+        domid = walker.domid
+        watched = self.watched.get(domid)
+        if watched is None:
+            return
+        low = np.searchsorted(watched, gfns)
+        high = np.searchsorted(watched, gfns + (np.uint64(1) << orders.astype(np.uint64)))
+        rows = zip(gfns.tolist(), cached.tolist(), low.tolist(), high.tolist(), strict=True)
+        for at, (first, mfn, begin, end) in enumerate(rows):
+            for gfn in watched[begin:end].tolist():
+                known = self.timeline[domid, gfn][self._answered.get((domid, gfn), 0) :]
+                if all(version.mfn != mfn + gfn - first for version in known):
+                    self._stale(walker, gfn, mfn + gfn - first, known[-1].mfn, int(orders[at]))
+
+    def _check_entries(
+        self, walker: Walker, gfns: FrameArray, cached: FrameArray, table: P2mTable
+    ) -> None:
+        mfns, _, orders = table.get(gfns)
+        wrong = np.flatnonzero(mfns != cached)
+        if wrong.size:
+            at = int(wrong[0])
+            self._stale(walker, int(gfns[at]), int(cached[at]), int(mfns[at]), int(orders[at]))
+
+    def _stale(self, walker: Walker, gfn: int, cached: int, mfn: int, order: int) -> None:
+        fail(
+            "tlb_coherent",
+            f"{walker.context.name} still has {cached:#x} after the update was answered",
+            walker.domid,
+            gfn,
+            None if mfn == INVALID_FRAME else mfn,
+            order,
+        )
 
     # -- walkers -----------------------------------------------------------------------------
 
@@ -276,6 +346,12 @@ class Watch:
             if memory.start <= mfn < memory.end:
                 return int(memory.frames.owner(np.array([mfn], dtype=np.uint64))[0])
         return -1
+
+
+def _readable(physmap: Physmap, gfn: int) -> int:
+    """The mfn that an access finds, INVALID_FRAME where none gets through."""
+    mfn, p2mt = physmap.get(gfn)
+    return INVALID_FRAME if UNREACHABLE[p2mt] else mfn
 
 
 def _owner_name(owner: int) -> str:
@@ -316,9 +392,10 @@ class WatchedMemory(NodeMemory):
         return super().free(mfns, order, owner, dirty=dirty)
 
     def free_owned(self, owner: int, limit: int) -> int:
-        """As the heap does; the walkers of a dying domain were flushed with its tables."""
+        """As the heap does."""
         freed = super().free_owned(owner, limit)
         self._watch.add_work(freed, "freed")
+        self._watch.owner_freed(self, owner)
         return freed
 
 
@@ -386,30 +463,32 @@ class Commit:
     def __init__(
         self,
         watch: Watch,
-        domid: int,
+        running: list[Activity | None],
         commit: Callable[[FrameArray, FrameArray, int, int], SetResult],
     ) -> None:
         self._watch = watch
-        self._domid = domid
+        self._running = running
         self._commit = commit
 
     def __call__(self, gfns: FrameArray, mfns: FrameArray, order: int, p2mt: int) -> SetResult:
         """As ``P2m.commit``."""
         result = self._commit(gfns, mfns, order, p2mt)
         watch = self._watch
+        running = self._running[0]
+        assert running is not None, "a table changed, and no request runs"
         for from_order in result.nr_shatters:
             watch.events.add(f"shatter {from_order}")
         if result.stale:
             watch.events.add("flush")
         if result.errno == Errno.ENOMEM:
-            watch.enomem.add(self._domid)
+            watch.enomem.add(int(running.cause.dst.partition("/")[2]))
             watch.events.add("pool exhausted")
         for number, update in enumerate(result.updates):
             some_gfns, some_mfns, some_order, some_type = update
             if result.errno and number + 1 == len(result.updates):
                 # The chunk that failed is traced, as Xen does, but was not written.
                 some_gfns, some_mfns = some_gfns[:-1], some_mfns[:-1]
-            watch.p2m_update(self._domid, some_order, int(some_type), some_gfns, some_mfns)
+            watch.p2m_update(running.cause, some_order, int(some_type), some_gfns, some_mfns)
         return result
 
 

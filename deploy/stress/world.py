@@ -111,9 +111,8 @@ class Template:
             component.memory = memory
             component.others = OtherNodes(self.config, memory)
         elif isinstance(component, P2m):
-            domid = int(address.partition("/")[2])
             component.new_table = NewTable(watch, component.new_table)
-            component.commit = Commit(watch, domid, component.commit)
+            component.commit = Commit(watch, component.context.running, component.commit)
         return component
 
 

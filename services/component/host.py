@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 from protocols.control import Continuation
@@ -242,10 +243,15 @@ class Host:
         self._seen = None
 
     def abandon(self) -> None:
-        """The component dies here: close what was under way, so that nothing of it runs later."""
+        """The component dies here: close what was under way, so that nothing of it runs later.
+
+        Closing runs the ``finally`` clauses, which a crash does not: what they say about a
+        component that is cut off in the middle of its work means nothing.
+        """
         for activity in [*dict.fromkeys(self._parked.values()), *self._blocked]:
             self._running[0] = activity
-            activity.coroutine.close()
+            with suppress(Exception):
+                activity.coroutine.close()
         self._parked.clear()
         self._blocked.clear()
         self._ready.clear()

@@ -14,9 +14,9 @@ from services.spec.findings import AuditReport, Violation
 from services.spec.host_frames import HostFrames, owner_name
 from services.spec.snapshots import DomainAccount, P2mSnapshot, TlbSnapshot
 
-_UNREACHABLE: Final = np.zeros(256, dtype=np.bool_)
+UNREACHABLE: Final = np.zeros(256, dtype=np.bool_)
 """By type: no access gets through such a leaf, so no walker may have cached one."""
-_UNREACHABLE[
+UNREACHABLE[
     [
         *HOLE_TYPES,
         P2mType.POPULATE_ON_DEMAND,
@@ -151,7 +151,7 @@ def check_tlb(tlb: TlbSnapshot, p2m: P2mSnapshot | None, report: AuditReport) ->
         offset = tlb.gfns - p2m.gfns[at]
         leaf_size = np.uint64(1) << p2m.orders[at].astype(np.uint64)
         size = np.uint64(1) << tlb.orders.astype(np.uint64)
-        right = ~before & ~_UNREACHABLE[p2m.types[at]] & (tlb.mfns == p2m.mfns[at] + offset)
+        right = ~before & ~UNREACHABLE[p2m.types[at]] & (tlb.mfns == p2m.mfns[at] + offset)
         stale = ~(right & (offset + size <= leaf_size))
         for index in np.flatnonzero(right & (size > leaf_size)).tolist():
             stale[index] = not _maps_alike(p2m, int(at[index]), tlb, index)
@@ -173,7 +173,7 @@ def _maps_alike(p2m: P2mSnapshot, first: int, tlb: TlbSnapshot, index: int) -> b
     if runs.total((gfns, sizes)) != end - int(gfns[0]):
         return False
     deltas = mfns - gfns
-    return bool((deltas == deltas[0]).all() and not _UNREACHABLE[p2m.types[first:last]].any())
+    return bool((deltas == deltas[0]).all() and not UNREACHABLE[p2m.types[first:last]].any())
 
 
 def _says(p2m: P2mSnapshot | None, gfn: int) -> str:
@@ -183,6 +183,6 @@ def _says(p2m: P2mSnapshot | None, gfn: int) -> str:
         return "nothing"
     offset = gfn - int(p2m.gfns[at])
     order, p2mt = int(p2m.orders[at]), int(p2m.types[at])
-    if offset >> order or _UNREACHABLE[p2mt]:
+    if offset >> order or UNREACHABLE[p2mt]:
         return "nothing"
     return f"mfn {int(p2m.mfns[at]) + offset:#x} order {order}"

@@ -3,7 +3,8 @@
 What it caches (TLB entries, table frames) is true until a flush; a flush bumps the generation and
 drops all. After every wait the generation is compared: a walk that a flush overtook starts again
 from the root, and what it had read or found is thrown away. An absent entry is never trusted,
-since its filling needs no flush: it is reported as a nested page fault, or read again.
+since its filling needs no flush: it is reported as a nested page fault, or read again, and a frame
+that was on its way when somebody forgot the frames is not kept.
 """
 
 from __future__ import annotations
@@ -206,16 +207,22 @@ class Walker(Component):
                 return result
             for first in range(0, result.needed.size, READ_BATCH):
                 mfns = result.needed[first : first + READ_BATCH]
+                nr_drops = tables.cache.nr_drops
                 read = ReadPageTableFrames(domid, self.context.name, pack(mfns))
                 data = (await Call(envelope.p2m(domid), read)).data
                 if begun != self.generation:
                     return None
                 assert len(data) == mfns.size * PAGE_SIZE, f"domid {domid}: short frame read"
-                tables.cache.put_many(mfns, data)
+                # Somebody else of this vCPU may have forgotten the frames for the sake of an
+                # entry that is filled by now, and this copy may be from before that.
+                if nr_drops == tables.cache.nr_drops:
+                    tables.cache.put_many(mfns, data)
 
     async def _tables(self) -> _Tables:
         if self._own is None:
-            self._own = await self._foreign(self.domid)
+            tables = await self._foreign(self.domid)
+            # Another activity may have asked, too; then what it reads is shared.
+            self._own = self._own or tables
         return self._own
 
     async def _foreign(self, domid: int) -> _Tables:

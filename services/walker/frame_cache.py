@@ -31,6 +31,7 @@ class FrameCache:
         nr_entries: Of a table frame: 512, or 1024 of 32 bits.
         words: All entries of all slots, one after another; replaced when the cache grows.
         generation: Changes whenever a copy that was handed out before is no longer good.
+        nr_drops: How often everything was forgotten.
     """
 
     def __init__(self, entry_bits: int = 64) -> None:
@@ -38,6 +39,7 @@ class FrameCache:
         dtype = np.uint32 if entry_bits == 32 else np.uint64
         self.nr_entries = 8 * PAGE_SIZE // entry_bits
         self.generation = 0
+        self.nr_drops = 0
         self._little = np.dtype(dtype).newbyteorder("<")
         self._nr = 0
         self.words: npt.NDArray[Any] = np.empty(0, dtype=dtype)
@@ -78,6 +80,7 @@ class FrameCache:
         self._slots.fill(NO_SLOT)
         self._nr = 0
         self.generation += 1
+        self.nr_drops += 1
 
     def slot(self, mfn: int) -> int:
         """Where a frame is held, or NO_SLOT."""

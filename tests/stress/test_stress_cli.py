@@ -101,7 +101,7 @@ def test_a_violation_names_its_file_last_and_replays(capsys, tmp_path):
     assert run(["stress", "--replay", path, "--diagram", str(diagram)]) == 1
     told = capsys.readouterr().out
     assert told.splitlines()[-1] == "reproduced"
-    assert "violated: flushed_before_free d1 gfn 0x201" in told
+    assert "violated: tlb_coherent d1 gfn 0x201" in told
     assert diagram.read_text().startswith("sequenceDiagram")
     assert run(["stress", "--replay", path, "--until", "3"]) == 0
     state = capsys.readouterr().out
