@@ -19,6 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from itertools import count
 from pathlib import Path
 
+from deploy.cli.main import TRACEBACK
 from deploy.cli.main import run as shatterproof
 from tests.soak import log as logs
 from tests.soak.plan import campaign, write_workloads
@@ -61,6 +62,7 @@ def judge(each, directory):
 
 def _call(arguments):
     """(exit status or None for a traceback, standard output, standard error or the traceback)."""
+    os.environ[TRACEBACK] = "1"
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
