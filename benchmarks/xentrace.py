@@ -22,13 +22,8 @@ from statistics import median
 
 import numpy as np
 
-from services.trace.xentrace import (
-    CPU_CHANGE,
-    CPU_CHANGE_HEADER,
-    RUNSTATE_CHANGE,
-    _record_starts,
-    decode_xentrace,
-)
+from services.trace.xen_layout import CPU_CHANGE, CPU_CHANGE_HEADER, RUNSTATE_CHANGE
+from services.trace.xentrace import decode_xentrace
 
 TRACES = Path(__file__).parent.parent / "tests" / "data" / "traces"
 RECORDS = (2_000_000, 10_000_000)
@@ -88,9 +83,10 @@ class Capture:
         opens = trace.payload[trace.event == CPU_CHANGE]
         np.add.at(sized, opens[np.searchsorted(opens, places) - 1] + 1, np.uint32(16))
         self.words = np.insert(sized, np.repeat(places, 4), np.array(put, dtype=np.uint32).ravel())
-        starts = _record_starts(self.words, str(path))
-        self.records = len(starts)
-        self._low = starts[self.words[starts] >> 31 == 1] + 1
+        whole = decode_xentrace(self.words.tobytes(), str(path))
+        self.records = whole.records
+        has_tsc = whole.header >> 31 == 1
+        self._low = whole.payload[has_tsc] - 2
         tsc = self.words[self._low] | self.words[self._low + 1].astype(np.uint64) << np.uint64(32)
         self._tsc = tsc - tsc.min()
         self.lasts = int(self._tsc.max())

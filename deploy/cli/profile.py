@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
 from deploy.profile import CPU_HZ
+from protocols.text import shown
 
 EPILOG: Final = """\b
 Examples:
@@ -17,6 +20,7 @@ Examples:
   shatterproof profile run.trace --critical-path toolstack/1#4 --domid 1
 """
 EXIT_TRUNCATED: Final = 2
+CPU_HZ_MAX: Final = 1e12
 WHOLE_RUN: Final = ""
 """``--critical-path`` without an id."""
 
@@ -67,6 +71,24 @@ class Asked(NamedTuple):
         return all(each is None for each in self)
 
 
+class Hertz(click.FloatRange):
+    """Ticks a second; NaN, which is in every range of click's, is none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """See ``click.ParamType.convert``."""
+        number = super().convert(value, param, ctx)
+        if number != number:  # noqa: PLR0124 (NaN alone)
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+def warn_of(cuts: Iterable[str]) -> None:
+    """One line about the traces that were cut off, when all else has been done."""
+    lines = [cut for cut in dict.fromkeys(cuts) if cut]
+    if lines:
+        sys.stderr.write(f"shatterproof: {shown('; '.join(lines))}\n")
+
+
 @click.command(epilog=EPILOG)
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
 @click.option("--domid", type=click.IntRange(0, 0x7FFF), default=None, help="One domain.")
@@ -109,7 +131,7 @@ class Asked(NamedTuple):
     "--sequence", metavar="ID", default=None, help="A hypercall as a Mermaid sequence diagram."
 )
 @click.option(
-    "--cpu-hz", type=click.FloatRange(min=1), default=CPU_HZ, show_default=True,
+    "--cpu-hz", type=Hertz(1, CPU_HZ_MAX), default=CPU_HZ, show_default=True,
     help="Ticks per second of a xentrace's TSC.",
 )  # fmt: skip
 def profile(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from deploy.cli.files import whole_file, write_json
-from deploy.cli.profile import EXIT_TRUNCATED, WHOLE_RUN, Asked, Exports
+from deploy.cli.profile import EXIT_TRUNCATED, WHOLE_RUN, Asked, Exports, warn_of
 from deploy.cli.profile_render import (
     print_comparison,
     print_path,
@@ -25,6 +24,9 @@ from services.trace.report import report
 from services.trace.select import Selection
 from services.trace.sequence import mermaid
 
+TICKS_MAX: Final = float(1 << 62)
+"""No trace reaches further."""
+
 
 def answer(
     path: Path, asked: Asked, exports: Exports, *, json_path: str | None, cpu_hz: float
@@ -37,12 +39,15 @@ def answer(
     console = output_console(io.StringIO() if json_path == "-" else None)
     found: dict[str, Any] | None = None
     said: Any
-    trace = _open(path, cpu_hz)
+    trace = open_trace(path, cpu_hz=cpu_hz)
+    traces = [trace]
     selection = _selection(trace, asked)
     if asked.sql is not None:
         said = _query(trace, selection, asked.sql, console)
     elif asked.diff is not None:
-        said = _compare(trace, _open(asked.diff, cpu_hz), selection, console)
+        other = open_trace(asked.diff, cpu_hz=cpu_hz)
+        traces.append(other)
+        said = _compare(trace, other, selection, console)
     elif asked.sequence is not None:
         said = _sequence(trace, asked.sequence, console)
     elif asked.path_of is not None:
@@ -53,14 +58,9 @@ def answer(
     if json_path is not None:
         write_json(said, json_path)
     _export(exports, trace, selection, found, console)
-    return EXIT_TRUNCATED if trace.truncated and trace.format == "xentrace" else 0
-
-
-def _open(path: Path, cpu_hz: float) -> Trace:
-    trace = open_trace(path, cpu_hz=cpu_hz)
-    if trace.truncated:
-        sys.stderr.write(f"shatterproof: {trace.header['cut']}\n")
-    return trace
+    warn_of(each.header["cut"] for each in traces if each.truncated)
+    is_cut = any(each.truncated and each.format == "xentrace" for each in traces)
+    return EXIT_TRUNCATED if is_cut else 0
 
 
 def _selection(trace: Trace, asked: Asked) -> Selection:
@@ -76,8 +76,10 @@ def _selection(trace: Trace, asked: Asked) -> Selection:
     span = None
     if between is not None:
         rate = trace.ticks_per_s or 1.0
-        span = int(between[0] * rate), int(between[1] * rate)
-        if span[0] >= span[1]:
+        first, last = (max(-TICKS_MAX, min(each * rate, TICKS_MAX)) for each in between)
+        span = int(first), int(last)
+        # NaN is below nothing.
+        if not between[0] < between[1] or span[0] >= span[1]:
             raise BadInputError(f"--between {between[0]} {between[1]}: expected T0 below T1")
     return Selection(domid, kind, span, None if gfn is None else parse_gfns(gfn))
 

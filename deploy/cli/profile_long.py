@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy.cli.profile import EXIT_TRUNCATED
+from deploy.cli.profile import EXIT_TRUNCATED, warn_of
 from deploy.profile.long import long_data, long_report
 
 
@@ -20,14 +20,13 @@ def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:
     if read is None:
         return None
     found = long_report(*read, str(path), cpu_hz=cpu_hz, compiles=_compiles)
-    if found["truncated"]:
-        sys.stderr.write(f"shatterproof: {found['header']['cut']}\n")
     if json_path != "-":
         _print(found)
     if json_path is not None:
         from deploy.cli.files import write_json  # noqa: PLC0415 (see the command)
 
         write_json(found, json_path)
+    warn_of([found["header"]["cut"]])
     return EXIT_TRUNCATED if found["truncated"] else 0
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from services.trace.xentrace import CPU_CHANGE_HEADER
+from services.trace.xen_layout import CPU_CHANGE_HEADER
 
 if TYPE_CHECKING:
     from services.trace.loops import Loop

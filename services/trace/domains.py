@@ -21,7 +21,9 @@ from services.trace.xen_populates import xen_populates
 
 SERIES_BINS: Final = 240
 SERIES_CELLS: Final = 24_000
-"""Bins of all domains together: a thousand domains share what one may have alone."""
+"""Bins of all domains together: as many as a hundred have that have each all they may."""
+BINS_MIN: Final = 15
+"""Bins are halved no further."""
 HEAT_BANDS: Final = 64
 HEAT_DOMAINS: Final = 64
 """Heat maps are made of the domains with the most updates."""
@@ -56,6 +58,8 @@ class Rows:
     events: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     downs: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """When its tables were torn down, or its domid was given to another domain."""
+    befores: Indices | None = None
+    """How many of its updates came before each of ``downs``; None: those of an earlier time."""
     calls: Calls | None = None
     """None: how it was populated is not known."""
     unknown: int = 0
@@ -70,8 +74,10 @@ def domains(
     Counts are of what ``selection`` asks for; leaves are those of the whole domain at its end.
     """
     rows = _rows(trace, selection)
-    bins = max(12, min(SERIES_BINS, SERIES_CELLS // max(1, len(rows))))
-    edges = edges_of(selection.between or span, bins)
+    edges = edges_of(selection.between or span, SERIES_BINS)
+    room = SERIES_CELLS // SERIES_BINS
+    while len(rows) > room:
+        edges, room = halved(edges), 2 * room
     busiest = sorted(rows, key=lambda domid: -len(rows[domid].updates))[:HEAT_DOMAINS]
     return {
         str(domid): _domain(
@@ -79,6 +85,11 @@ def domains(
         )
         for domid in sorted(rows)
     }
+
+
+def halved(edges: list[int]) -> list[int]:
+    """The edges of half as many bins, neighbours being one; of few the same."""
+    return edges if len(edges) - 1 <= BINS_MIN else [*edges[:-1:2], edges[-1]]
 
 
 def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
@@ -102,9 +113,11 @@ def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
         for each in found.values():
             each.calls = each.calls or NO_CALLS
     else:
-        downs = trace.domids_given_again()
-        for domid, each in found.items():
-            each.downs = downs.get(domid, each.downs)
+        downs, updates = trace.domids_given_again(), trace.updates_before_given_again()
+        for domid in found.keys() & downs.keys():
+            each = found[domid]
+            each.downs = downs[domid]
+            each.befores = np.searchsorted(each.updates, updates[domid])
         calls, unknown = xen_populates(trace, selection, downs)
         for domid, each in calls.items():
             found[domid].calls, found[domid].unknown = each, unknown.get(domid, 0)
@@ -196,7 +209,10 @@ class _Replay:
         ends.append(updates.rows)
         # How many updates came before each destruction: the tables are forgotten there.
         downs: list[int] = rows.downs.tolist()
-        befores: list[int] = np.searchsorted(updates["time"], rows.downs).tolist()
+        known = rows.befores
+        befores: list[int] = (
+            np.searchsorted(updates["time"], rows.downs) if known is None else known
+        ).tolist()
         first = 0
         for edge, end in zip([*edges[1:], END_OF_TIME], ends, strict=True):
             while downs and downs[0] < edge:
@@ -245,7 +261,7 @@ def _series(
         at = bin_of(times, edges)
         return np.bincount(at, weights=weights, minlength=nr).astype(np.int64).tolist()
 
-    orders = sorted({order for mapped in replay.mapped for order in mapped})
+    orders = sorted({order for mapped in replay.mapped for order, nr in mapped.items() if nr})
     series: dict[str, Any] = {
         "edges": list(edges),
         "mapped": {str(order): [each.get(order, 0) for each in replay.mapped] for order in orders},

@@ -106,8 +106,18 @@ class Trace:
 
     def domids_given_again(self) -> dict[int, npt.NDArray[np.int64]]:
         """Of a xentrace: when each domid was given to a new domain after one that was destroyed."""
-        given: dict[int, list[int]] = self.header.get("given_again", {})
-        return {domid: np.array(times, dtype=np.int64) for domid, times in given.items()}
+        return self._given_again(0)
+
+    def updates_before_given_again(self) -> dict[int, npt.NDArray[np.int64]]:
+        """How many rows of ``updates`` came before each of these times."""
+        return self._given_again(1)
+
+    def _given_again(self, column: int) -> dict[int, npt.NDArray[np.int64]]:
+        given: dict[int, list[tuple[int, int]]] = self.header.get("given_again", {})
+        return {
+            domid: np.array([each[column] for each in times], dtype=np.int64)
+            for domid, times in given.items()
+        }
 
     @property
     def unit(self) -> str:

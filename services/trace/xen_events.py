@@ -1,7 +1,7 @@
 """Names of Xen's trace events beside those of memory, which ``services.trace.xentrace`` reads.
 
-As public/trace.h and the schedulers of Xen 4.17 have them, in lower case and without TRC_, HVM_ and
-DOM0_; of the schedulers in xenalyze's words where it has one for the event. ``64`` is behind those
+As public/trace.h and the schedulers of Xen up to 4.22 have them, in lower case and without TRC_,
+HVM_ and DOM0_; of the schedulers in xenalyze's words where it has one for the event. ``64`` is behind those
 with 64-bit addresses, as in Xen's VMEXIT64, and ``n`` before the nested ones.
 """
 
@@ -54,7 +54,12 @@ _SCHED: Final = _row(
     "sched_s_timer_fn", "sched_t_timer_fn", "sched_dom_timer_fn", "sched_switch_infprev",
     "sched_switch_infnext", "sched_shutdown_code", "sched_switch_infcont",
 )  # fmt: skip
-_ENTRY_EXIT: Final = {0x0008_1001: "vmentry", 0x0008_1002: "vmexit", 0x0008_1102: "vmexit64"}
+_ENTRY_EXIT: Final = {
+    0x0008_1001: "vmentry", 0x0008_1002: "vmexit", 0x0008_1102: "vmexit64",
+    0x0008_1003: "svm_exit", 0x0008_1103: "svm_exit64",
+}  # fmt: skip
+"""Exits of AMD processors have numbers of their own since Xen 4.19 (320e644616): since then
+``vmexit`` is Intel's alone, before it is anybody's."""
 _NESTED: Final = {number + NESTED: f"n{name}" for number, name in _ENTRY_EXIT.items()}
 _HANDLER: Final = _row(
     0x0008_2001, "pf_xen", "pf_inject", "inj_exc", "inj_virq", "reinj_virq", "io_read", "io_write",

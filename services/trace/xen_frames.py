@@ -7,25 +7,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from protocols.errno import BadInputError
 from protocols.frames import INVALID_FRAME, ORDER_2M
 from protocols.trace import NO_DOMID, NO_ORDER, MemEvent
 from services.trace.frame import Column, Frame, Trace
-from services.trace.xentrace import (
-    CPU_CHANGE_HEADER,
-    EXTRA_MASK,
-    EXTRA_SHIFT,
-    TSC_SHIFT,
-    XenTrace,
-    decode_xentrace,
+from services.trace.xen_layout import (
+    CONTINUE_RUNNING,
+    DOM_ADD_EVENT,
+    DOM_REM_EVENT,
+    PV_HYPERCALL,
+    PV_SUBCALL,
+    RUNSTATE_CHANGE,
+    VMMCALL_EVENT,
 )
+from services.trace.xentrace import XenTrace, decode_part
 
-PV_HYPERCALL: Final = 0x0020_100D
-PV_SUBCALL: Final = 0x0020_200E
-VMMCALL: Final = 0x0008_2012
-RUNSTATE: Final = 0x0002_1000
-DOM_ADD: Final = 0x0004_1001
-DOM_REM: Final = 0x0004_1002
 NUMBER_MASK: Final = 0xF_FFFF
 """A PV hypercall's word: its number, and in the bits above which arguments follow."""
 NEW_STATE_SHIFT: Final = 4
@@ -41,12 +36,12 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
     """A xentrace, whole or cut off: what is there up to the last whole record.
 
     Raises:
-        BadInputError: empty, foreign or inconsistent.
+        BadInputError: empty, foreign or damaged.
     """
-    whole, cut = whole_part(data, source)
-    decoded = decode_xentrace(whole, source)
-    first = int(decoded.tsc[decoded.tsc > 0].min()) if (decoded.tsc > 0).any() else 0
-    time = np.where(decoded.tsc > 0, decoded.tsc.astype(np.int64) - first, 0)
+    decoded = decode_part(data, source)
+    seen = decoded.tsc > 0
+    first = int(decoded.tsc[seen].min()) if seen.any() else 0
+    time = np.where(seen, decoded.tsc.astype(np.int64) - first, 0)
     order = np.argsort(decoded.tsc, kind="stable")
     context = _Context(decoded, time, order)
     return Trace(
@@ -55,7 +50,7 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
         header={
             "format": "xentrace",
             "cpus": len(np.unique(decoded.cpu)),
-            "cut": cut,
+            "cut": decoded.cut,
             "span": (0, int(time.max())),
             "given_again": context.given_again(),
         },
@@ -66,43 +61,9 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
         running=context.spans(),
         records=decoded.records,
         lost=decoded.lost,
-        truncated=bool(cut),
+        truncated=bool(decoded.cut),
         events_by_name=dict(decoded.events),
     )
-
-
-def whole_part(data: memoryview, source: str) -> tuple[bytes, str]:
-    """The bytes up to the last whole record, its window made to end there; and why, if cut.
-
-    xentrace writes a window's size before its records, so a writer that was killed leaves a window
-    that says more than it has.
-    """
-    nr_words = len(data) // 4
-    words = np.frombuffer(data, dtype="<u4", count=nr_words)
-    if not nr_words or words[0] != CPU_CHANGE_HEADER:
-        return bytes(data), ""
-    lengths = (1 + (words >> EXTRA_SHIFT & EXTRA_MASK) + 2 * (words >> TSC_SHIFT)).tolist()
-    place = last = window = 0
-    headers = words == CPU_CHANGE_HEADER
-    while place + lengths[place] <= nr_words if place < nr_words else False:
-        last = place
-        if headers[place]:
-            window = place
-        place += lengths[place]
-    claimed = int(words[window + 2]) if window + 2 < nr_words else 0
-    has = 4 * (place - window - 3)
-    if place == nr_words and len(data) % 4 == 0 and claimed <= has:
-        return bytes(data), ""
-    if not place or (last == window and place == window + 3 and window == 0):
-        raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
-    kept = words[:place].copy()
-    kept[window + 2] = has
-    missing = max(claimed - has, len(data) - 4 * place)
-    reason = (
-        f"{source}: offset {4 * place}: truncated: {missing:,} bytes of pcpu "
-        f"{int(kept[window + 1])}'s last window are missing"
-    )
-    return kept.tobytes(), reason
 
 
 class _Context:
@@ -124,7 +85,7 @@ class _Context:
         self._vcpu = np.where(known, (word & np.uint32(0xFFFF)).astype(np.int64), -1)
         self._switched = switches
         event = decoded.event
-        calls = (event == PV_HYPERCALL) | (event == PV_SUBCALL) | (event == VMMCALL)
+        calls = (event == PV_HYPERCALL) | (event == PV_SUBCALL) | (event == VMMCALL_EVENT)
         self._calls = np.flatnonzero(calls)[
             np.argsort(decoded.tsc[np.flatnonzero(calls)], kind="stable")
         ]
@@ -136,10 +97,9 @@ class _Context:
 
     def _switches(self) -> Indices:
         """Records by which a vcpu begins to run."""
-        rows = np.flatnonzero(self._trace.event == RUNSTATE)
-        # The header is before the TSC; runstate changes have one.
-        header = self._words[self._trace.payload[rows] - 3]
-        state = header >> np.uint32(NEW_STATE_SHIFT) & np.uint32(STATE_MASK)
+        event = self._trace.event
+        rows = np.flatnonzero((event == RUNSTATE_CHANGE) | (event == CONTINUE_RUNNING))
+        state = self._trace.header[rows] >> np.uint32(NEW_STATE_SHIFT) & np.uint32(STATE_MASK)
         return rows[state == RUNNING]
 
     def _last(self, rows: Indices) -> Indices:
@@ -209,29 +169,31 @@ class _Context:
         by_time = np.lexsort((record, trace.tsc[record]))
         return Frame.of("events", {name: column[by_time] for name, column in whole.items()})
 
-    def given_again(self) -> dict[int, list[int]]:
-        """{domid: times} at which a domid was given to a new domain after the old one had gone.
+    def given_again(self) -> dict[int, list[tuple[int, int]]]:
+        """{domid: (time, updates before)} of each time that a domid was given to a new domain.
 
         Destroying a domain updates no p2m: its tables are freed wholesale. A first dom_add says
         nothing: updates have the last TSC of their pcpu, and may come before it.
         """
         event = self._trace.event[self._order]
+        updates = np.cumsum(event == MemEvent.SET_P2M_ENTRY)
         gone: set[int] = set()
-        found: dict[int, list[int]] = {}
-        for row in self._order[(event == DOM_ADD) | (event == DOM_REM)].tolist():
+        found: dict[int, list[tuple[int, int]]] = {}
+        for at in np.flatnonzero((event == DOM_ADD_EVENT) | (event == DOM_REM_EVENT)).tolist():
+            row = int(self._order[at])
             domid = int(self._words[self._trace.payload[row]])
-            if self._trace.event[row] == DOM_REM:
+            if event[at] == DOM_REM_EVENT:
                 gone.add(domid)
             elif domid in gone:
                 gone.remove(domid)
-                found.setdefault(domid, []).append(int(self._time[row]))
+                found.setdefault(domid, []).append((int(self._time[row]), int(updates[at])))
         return found
 
     def hypercalls(self) -> Frame:
         """HYPERCALLS, by time."""
         trace, rows = self._trace, self._calls
         word = self._words[trace.payload[rows]]
-        is_vmmcall = trace.event[rows] == VMMCALL
+        is_vmmcall = trace.event[rows] == VMMCALL_EVENT
         updates = np.flatnonzero(trace.event == MemEvent.SET_P2M_ENTRY)
         made = self._call[updates]
         return Frame.of(
@@ -248,16 +210,17 @@ class _Context:
     def spans(self) -> Frame:
         """RUNNING: from each switch to the next on its pcpu, the last to the pcpu's last record."""
         rows = self._switched
-        cpu = self._trace.cpu[rows]
-        start = self._time[rows]
-        end = np.zeros(len(rows), dtype=np.int64)
-        for number in np.unique(cpu):
-            mine = np.flatnonzero(cpu == number)
-            last = int(self._time[self._trace.cpu == number].max())
-            end[mine] = np.append(start[mine][1:], last)
+        cpu, start = self._trace.cpu[rows], self._time[rows]
+        number = np.unique(self._trace.cpu, return_inverse=True)[1]
+        last = np.zeros(number.max() + 1, dtype=np.int64)
+        np.maximum.at(last, number, self._time)
+        end = last[number[rows]]
+        by_cpu = np.argsort(cpu, kind="stable")
+        same = np.diff(cpu[by_cpu]) == 0
+        end[by_cpu[:-1][same]] = start[by_cpu[1:][same]]
         by_start = np.argsort(start, kind="stable")
         columns = {
             "cpu": cpu, "domid": self._domid[rows], "vcpu": self._vcpu[rows], "start": start,
-            "end": np.maximum(end, start),
+            "end": end,
         }  # fmt: skip
         return Frame.of("running", {name: column[by_start] for name, column in columns.items()})

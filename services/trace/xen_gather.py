@@ -13,11 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from protocols.frames import ORDER_2M
-from services.trace.domains import LEAF_ORDERS, SERIES_BINS, SERIES_CELLS
+from services.trace.domains import (
+    BINS_MIN,
+    LEAF_ORDERS,
+    SERIES_BINS,
+    SERIES_CELLS,
+    halved,
+)
 from services.trace.loops import Runner
 from services.trace.stats import edges_of, groups
 from services.trace.superpages import DOMIDS, REGION_BITS, GfnMaps, Leaves
-from services.trace.xen_merge import Words
+from services.trace.xen_layout import Ints, Words
 from services.trace.xen_stream import Batch
 from services.trace.xen_views import (
     ACTION_SHIFT,
@@ -39,13 +45,10 @@ from services.trace.xen_views import (
     SLOT_SHIFT,
     TALLIES,
     TALLY,
-    Ints,
     Views,
     settle,
 )
 
-BINS_MIN: Final = 15
-"""Bins are halved no further."""
 CELLS_MAX: Final = 1 << 22
 """Entries of the table of heat from which on it is made coarser first."""
 GRAIN_MAX: Final = 9
@@ -78,7 +81,6 @@ class Gathered:
             edges=np.array(edges, dtype=np.int64),
             series=np.zeros((nr, CURVES, bins), dtype=np.int64),
             mapped=np.zeros((nr, 3, bins), dtype=np.int64),
-            seen=np.zeros((nr, 3), dtype=np.uint8),
             reached=np.zeros(nr, dtype=np.int64),
             removed=np.zeros(DOMIDS, dtype=np.uint8),
             hits=np.zeros((len(self.maps.state.high), CHILDREN), dtype=np.int64),
@@ -199,7 +201,7 @@ class Gathered:
         nr = 2 * len(views.series)
         self.views = views._replace(
             series=_padded(views.series, nr), mapped=_padded(views.mapped, nr),
-            seen=_padded(views.seen, nr), reached=_padded(views.reached, nr),
+            reached=_padded(views.reached, nr),
         )  # fmt: skip
 
     def _rehashed(self, keys: Ints, numbers: Ints, size: int) -> tuple[int, Ints, Ints]:
@@ -216,13 +218,12 @@ class Gathered:
 
     def _folded(self, views: Views) -> Views:
         """Pairs of bins as one each."""
-        edges = views.edges
-        ends = edges[2::2] if len(edges) % 2 else np.append(edges[2::2], edges[-1])
-        bins = len(ends)
-        nr = len(edges) - 1
+        nr = len(views.edges) - 1
+        edges = np.array(halved(views.edges.tolist()), dtype=np.int64)
+        bins = len(edges) - 1
         last = np.minimum(2 * np.arange(bins) + 1, nr - 1)
         folded = views._replace(
-            edges=np.append(edges[:1], ends),
+            edges=edges,
             series=np.add.reduceat(views.series, np.arange(0, nr, 2), axis=2),
             mapped=np.ascontiguousarray(views.mapped[:, :, last]),
             reached=views.reached >> 1,

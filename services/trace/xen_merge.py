@@ -10,69 +10,40 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from protocols.trace import MemEvent
 from services.trace.loops import HASH, Loop, place_of
 from services.trace.report import RUN_EDGES
-from services.trace.xentrace import CPU_CHANGE, CPU_CHANGE_HEADER, LOST_RECORDS, RUNSTATE_CHANGE
+from services.trace.xen_layout import (
+    ACTION,
+    KEPT,
+    LOST,
+    NEED_SHIFT,
+    NPF,
+    P2M,
+    RUNSTATE,
+    RUNSTATE_CHANGE,
+    SHAPES,
+    STATES,
+    TSC_BITS,
+    VMMCALL,
+    Ints,
+    actions_of,
+    is_strange,
+    record_words,
+)
 
 RECORDS: Final = 1 << 19
 """Records of one call of the loop, after which pages are given back."""
-SLOTS: Final = 1 << 12
-"""Event kinds, and hypercalls, that one trace may have."""
-PAIRS: Final = 1 << 17
-"""Pairs of pcpu and domain that one trace may have."""
 NEVER: Final = (1 << 63) - 1
+TSC_HIGH_MASK: Final = (1 << TSC_BITS - 32) - 1
 
 DONE: Final = 0
 MORE: Final = 1
-SHORT: Final = 2
-CROSSES: Final = 3
-CROWDED: Final = 4
+WRONG: Final = 2
 
-# What is done with an event: in the low byte; above it the fewest payload words that it has.
-RUNSTATE: Final = 1
-PV_CALL: Final = 2
-VMMCALL: Final = 3
-LOST: Final = 4
-FOREIGN: Final = 5
-KEPT: Final = 6
-"""From here on events are handed over."""
-P2M: Final = 6
-NPF: Final = 7
-POPULATE: Final = 8
-RECLAIM: Final = 9
-DECREASE: Final = 10
-SPLINTER: Final = 11
-GRANT: Final = 12
-DOM_ADD: Final = 13
-DOM_REM: Final = 14
-ACTION: Final = 0xFF
-NEED_SHIFT: Final = 8
 DOMID_SHIFT: Final = 8
 PLACE_SHIFT: Final = 24
 """An event handed over is its action, who ran on its pcpu, and the word where its payload is."""
-
-DOM_ADD_EVENT: Final = 0x0004_1001
-DOM_REM_EVENT: Final = 0x0004_1002
-ACTIONS: Final = (
-    (RUNSTATE_CHANGE, RUNSTATE | 1 << 8), (0x0020_100D, PV_CALL | 1 << 8),
-    (0x0020_200E, PV_CALL | 1 << 8), (0x0008_2012, VMMCALL | 1 << 8),
-    (LOST_RECORDS, LOST | 4 << 8), (CPU_CHANGE, FOREIGN),
-    (DOM_ADD_EVENT, DOM_ADD | 1 << 8), (DOM_REM_EVENT, DOM_REM | 1 << 8),
-    (int(MemEvent.SET_P2M_ENTRY), P2M | 6 << 8), (int(MemEvent.NPF), NPF | 6 << 8),
-    (int(MemEvent.POD_POPULATE), POPULATE | 6 << 8),
-    (int(MemEvent.POD_ZERO_RECLAIM), RECLAIM | 6 << 8),
-    (int(MemEvent.DECREASE_RESERVATION), DECREASE | 4 << 8),
-    (int(MemEvent.POD_SUPERPAGE_SPLINTER), SPLINTER | 4 << 8),
-    (int(MemEvent.PAGE_GRANT_MAP), GRANT | 1 << 8),
-    (int(MemEvent.PAGE_GRANT_UNMAP), GRANT | 1 << 8),
-    (int(MemEvent.PAGE_GRANT_TRANSFER), GRANT | 1 << 8),
-)  # fmt: skip
-
-Ints = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint32]
 
 
 class Lanes(NamedTuple):
@@ -101,7 +72,11 @@ COLUMNS: Final = 8
 
 
 class Books(NamedTuple):
-    """What is counted by the way: a hash table of numbers each, and what belongs to each number."""
+    """What is counted by the way: a hash table of numbers each, and what belongs to each number.
+
+    At most half of each table is used; where more is, the loop stops after that record, and they
+    are made larger.
+    """
 
     events: Ints
     actions: Ints
@@ -111,56 +86,50 @@ class Books(NamedTuple):
     """Of a hypercall: count, updates, calls by class of RUN_EDGES."""
     pairs: Ints
     ticks: Ints
+    """By pcpu and domain."""
     state: Ints
-    """Lost records, first TSC, last TSC, place of an error, word of it."""
+    """Lost records, first TSC; numbers used of the three tables."""
 
 
 LOST_AT: Final = 0
 FIRST_TSC: Final = 1
-LAST_TSC: Final = 2
-WRONG_PLACE: Final = 3
-WRONG_WORD: Final = 4
+EVENTS_USED: Final = 2
+CALLS_USED: Final = 3
+PAIRS_USED: Final = 4
+CALLS: Final = 1 << 8
+PAIRS: Final = 1 << 8
+"""Room for hypercalls, and for pairs of pcpu and domain, to begin with."""
 
 
 def empty_books() -> Books:
     """Nothing counted yet; what is done with which event is known."""
+    events, actions = actions_of()
     books = Books(
-        events=np.full(SLOTS, -1, dtype=np.int64),
-        actions=np.zeros(SLOTS, dtype=np.int64),
-        nr_events=np.zeros(SLOTS, dtype=np.int64),
-        calls=np.full(SLOTS, -1, dtype=np.int64),
-        nr_calls=np.zeros((SLOTS, 2 + len(RUN_EDGES) + 1), dtype=np.int64),
+        events=events,
+        actions=actions,
+        nr_events=np.zeros_like(actions),
+        calls=np.full(CALLS, -1, dtype=np.int64),
+        nr_calls=np.zeros((CALLS, 2 + len(RUN_EDGES) + 1), dtype=np.int64),
         pairs=np.full(PAIRS, -1, dtype=np.int64),
         ticks=np.zeros(PAIRS, dtype=np.int64),
         state=np.zeros(5, dtype=np.int64),
     )
-    books.state[FIRST_TSC] = NEVER
-    for event, action in ACTIONS:
-        at = place_of(books.events, event)
-        books.events[at], books.actions[at] = event, action
+    books.state[EVENTS_USED] = len(SHAPES)
     return books
 
 
-def _find(words: Any, place: Any, found: Any) -> Any:
-    """How many windows lie from ``place`` on, as far as there is room: first word, end, pcpu."""
-    nr = 0
-    while nr < len(found) and place + 3 <= len(words) and words[place] == CPU_CHANGE_HEADER:
-        found[nr, 0] = place + 3
-        found[nr, 1] = place + 3 + np.int64(words[place + 2]) // 4
-        found[nr, 2] = words[place + 1]
-        place = found[nr, 1]
-        nr += 1
-    return nr
-
-
-def _length(header: Any) -> Any:
-    """Words of a record."""
-    return 1 + (header >> 28 & 7) + 2 * (header >> 31)
+def move(keys: Any, wider: Any, places: Any) -> Any:
+    """Put the keys of a hash table into an empty one; ``places``: where each has come."""
+    for at in range(len(keys)):
+        if keys[at] >= 0:
+            places[at] = place_of(wider, keys[at])
+            wider[places[at]] = keys[at]
+    return 0
 
 
 def _tsc(words: Any, place: Any) -> Any:
-    """The TSC of a record that has one."""
-    return np.int64(words[place + 1]) | np.int64(words[place + 2]) << 32
+    """The TSC of a record that has one; of one that is too large, which is refused, less of it."""
+    return np.int64(words[place + 1]) | np.int64(words[place + 2] & TSC_HIGH_MASK) << 32
 
 
 def _reach(words: Any, start: Any, end: Any, is_first: Any) -> Any:
@@ -168,7 +137,7 @@ def _reach(words: Any, start: Any, end: Any, is_first: Any) -> Any:
     found = 0
     while start < end:
         header = np.int64(words[start])
-        after = start + _length(header)
+        after = start + record_words(header)
         if after > end:
             return found
         if header >> 31:
@@ -194,20 +163,23 @@ def _span(words: Any, lanes: Any, span: Any) -> Any:
             if found:
                 last = max(last, found)
                 break
-    span[0], span[1] = first, last
+    span[0], span[1] = 0 if first == NEVER else first, last
     return 0
 
 
 def end_call(books: Any, cursor: Any, cpu: Any) -> Any:
-    """The hypercall under way on a pcpu is over: count it and the updates that it made."""
+    """The hypercall under way on a pcpu is over: count it and the updates that it made.
+
+    Whether there is room for another.
+    """
     number, made = cursor[cpu, CALL], cursor[cpu, MADE]
     cursor[cpu, CALL], cursor[cpu, MADE] = -1, 0
     if number < 0:
         return True
     at = place_of(books.calls, number)
-    if at < 0:
-        return False
-    books.calls[at] = number
+    if books.calls[at] < 0:
+        books.calls[at] = number
+        books.state[CALLS_USED] += 1
     size = 0
     for edge in RUN_EDGES:
         if made > edge:
@@ -215,26 +187,30 @@ def end_call(books: Any, cursor: Any, cpu: Any) -> Any:
     books.nr_calls[at, 0] += 1
     books.nr_calls[at, 1] += made
     books.nr_calls[at, 2 + size] += 1
-    return True
+    return 2 * books.state[CALLS_USED] < len(books.calls)
 
 
 def end_run(books: Any, cursor: Any, cpu: Any, time: Any) -> Any:
-    """Another vcpu runs on a pcpu from now on: book the time of the one before."""
+    """Another vcpu runs on a pcpu from now on: book the time of the one before.
+
+    Whether there is room for another pair.
+    """
     domid, since = cursor[cpu, DOMID], cursor[cpu, SINCE]
     cursor[cpu, DOMID], cursor[cpu, SINCE] = -1, time
     if domid < 0:
         return True
     key = np.int64(cpu) << 32 | domid
     at = place_of(books.pairs, key)
-    if at < 0:
-        return False
-    books.pairs[at] = key
-    books.ticks[at] += max(time - since, 0)
-    return True
+    if books.pairs[at] < 0:
+        books.pairs[at] = key
+        books.state[PAIRS_USED] += 1
+    # What is before the first TSC of a pcpu is at that of the trace.
+    books.ticks[at] += max(time - max(since, books.state[FIRST_TSC]), 0)
+    return 2 * books.state[PAIRS_USED] < len(books.pairs)
 
 
 def _turn(words: Any, lanes: Any, books: Any, cpu: Any, action: Any, payload: Any, now: Any) -> Any:
-    """A record that says who runs or what it wants; whether there was room to count it."""
+    """A record that says who runs or what it wants; whether there is room for another."""
     cursor = lanes.cursor
     word = np.int64(words[payload])
     if action == LOST:
@@ -242,7 +218,7 @@ def _turn(words: Any, lanes: Any, books: Any, cpu: Any, action: Any, payload: An
         return True
     there = end_call(books, cursor, cpu)
     if action == RUNSTATE:
-        there = there and end_run(books, cursor, cpu, now)
+        there = end_run(books, cursor, cpu, now) and there
         cursor[cpu, DOMID] = word >> 16
     else:
         cursor[cpu, CALL] = word if action == VMMCALL else word & 0xFFFFF
@@ -250,10 +226,11 @@ def _turn(words: Any, lanes: Any, books: Any, cpu: Any, action: Any, payload: An
 
 
 def _kind(books: Any, event: Any) -> Any:
-    """The slot of an event, whatever the states of a runstate change; -1 if there is no room."""
+    """The slot of an event; it is put there if it is new."""
     at = place_of(books.events, event)
-    if at >= 0 and books.events[at] < 0:
+    if books.events[at] < 0:
         books.events[at] = event
+        books.state[EVENTS_USED] += 1
     return at
 
 
@@ -270,7 +247,7 @@ def _head(words: Any, lanes: Any, cpu: Any) -> Any:
     place = cursor[cpu, PLACE]
     cursor[cpu, NEXT] = cursor[cpu, LAST]
     if words[place] >> 31 and place + 3 <= lanes.end[cursor[cpu, WINDOW]]:
-        cursor[cpu, NEXT] = _tsc(words, place)
+        cursor[cpu, NEXT] = max(cursor[cpu, LAST], _tsc(words, place))
     return True
 
 
@@ -280,36 +257,41 @@ def _run(
 ) -> Any:  # fmt: skip
     """Records of one pcpu until another is next, or the buffer is full, or ``left`` were read.
 
-    How many are left; minus a code for a record that is wrong.
+    How many are left; -1 at a record that is wrong.
     """
     cursor, state = lanes.cursor, books.state
-    row, first, last = rows[0], state[FIRST_TSC], state[LAST_TSC]
+    row = rows[0]
     place, end, now = cursor[cpu, PLACE], lanes.end[cursor[cpu, WINDOW]], cursor[cpu, NEXT]
+    mask = len(books.events) - 1
     while left > 0 and row < len(when):
         header = np.int64(words[place])
         event = header & 0x0FFF_FFFF
-        if event >> 12 == RUNSTATE_CHANGE >> 12:
+        if event & ~STATES == RUNSTATE_CHANGE:
             event = RUNSTATE_CHANGE
-        slot = (event & 0x7FFF_FFFF) * HASH >> 20 & (SLOTS - 1)
+        slot = (event & 0x7FFF_FFFF) * HASH >> 20 & mask
         if books.events[slot] != event:
             slot = _kind(books, event)
-            if slot < 0:
-                left = -CROWDED
-                break
+            if 2 * state[EVENTS_USED] >= len(books.events):
+                left = 1
         does = books.actions[slot]
         payload = place + 1 + 2 * (header >> 31)
         extra = header >> 28 & 7
-        if payload + extra > end or does == FOREIGN or extra < does >> NEED_SHIFT:
-            state[WRONG_PLACE], state[WRONG_WORD] = place, header
-            left = -SHORT if payload + extra <= end and does != FOREIGN else -CROSSES
+        if (
+            payload + extra > end
+            or extra < does >> NEED_SHIFT
+            or (header >> 31 and words[place + 2] >> TSC_BITS - 32)
+        ):
+            left = -1
             break
         books.nr_events[slot] += 1
-        if header >> 31 and now:
-            first, last = min(first, now), max(last, now)
         place = payload + extra
         left -= 1
+        shape = does
         does &= ACTION
         if does >= KEPT:
+            if is_strange(words, payload, shape):
+                left = -1
+                break
             if does == P2M:
                 cursor[cpu, MADE] += 1
             if does != NPF or cursor[cpu, DOMID] >= 0:
@@ -321,11 +303,10 @@ def _run(
             and (does != RUNSTATE or header >> 4 & 3 == 0)
             and not _turn(words, lanes, books, cpu, does, payload, now)
         ):
-            left = -CROWDED
-            break
+            left = 0
         if place < end:
             if words[place] >> 31 and place + 3 <= end:
-                now = _tsc(words, place)
+                now = max(now, _tsc(words, place))
         else:
             cursor[cpu, PLACE], cursor[cpu, LAST] = place, now
             if not _head(words, lanes, cpu):
@@ -335,7 +316,7 @@ def _run(
         if now > limit or (now == limit and place > limit_place):
             break
     cursor[cpu, PLACE], cursor[cpu, NEXT] = place, now
-    state[FIRST_TSC], state[LAST_TSC], rows[0] = first, last, row
+    rows[0] = row
     return left
 
 
@@ -358,7 +339,7 @@ def _merge(words: Any, lanes: Any, books: Any, what: Any, when: Any, rows: Any) 
         if best < 0:
             return DONE
         left = _run(words, lanes, books, what, when, rows, best, second, second_place, left)
-    return MORE if left >= 0 else -left
+    return MORE if left >= 0 else WRONG
 
 
 def _begin(words: Any, lanes: Any) -> Any:
@@ -372,7 +353,9 @@ def _begin(words: Any, lanes: Any) -> Any:
     return 0
 
 
-FIND: Final = Loop(_find)
-SPAN: Final = Loop(_span, (_length, _tsc, _reach))
+SPAN: Final = Loop(_span, (record_words, _tsc, _reach))
 BEGIN: Final = Loop(_begin, (_tsc, _head))
-MERGE: Final = Loop(_merge, (place_of, end_call, end_run, _turn, _kind, _tsc, _head, _run))
+MOVE: Final = Loop(move, (place_of,))
+MERGE: Final = Loop(
+    _merge, (place_of, is_strange, end_call, end_run, _turn, _kind, _tsc, _head, _run)
+)

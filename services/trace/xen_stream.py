@@ -12,38 +12,38 @@ import numpy as np
 
 from protocols.errno import BadInputError
 from services.trace.loops import Runner, plain
+from services.trace.xen_layout import (
+    CPU_CHANGE,
+    SHAPES,
+    Ints,
+    first_fault,
+    keep,
+    windows_of,
+)
 from services.trace.xen_merge import (
     BEGIN,
+    CALLS_USED,
     COLUMNS,
-    CROSSES,
-    CROWDED,
     DONE,
-    FIND,
+    EVENTS_USED,
     FIRST_TSC,
     LAST,
-    LAST_TSC,
     LOST_AT,
     MERGE,
-    NEVER,
+    MOVE,
+    PAIRS_USED,
     PLACE,
-    SHORT,
-    SLOTS,
     SPAN,
-    WRONG_PLACE,
-    WRONG_WORD,
-    Ints,
+    WRONG,
     Lanes,
-    Words,
     empty_books,
     end_call,
     end_run,
 )
-from services.trace.xentrace import CPU_CHANGE, CPU_CHANGE_HEADER, EVENTS, RUNSTATE_CHANGE
+from services.trace.xentrace import EVENTS
 
 BATCH: Final = 1 << 16
 """Memory events of one batch."""
-WINDOWS: Final = 1 << 13
-"""Windows that are looked for at a time."""
 
 
 class Batch(NamedTuple):
@@ -74,11 +74,6 @@ class Totals(NamedTuple):
     cut: str
 
 
-def keep(offset: int) -> None:
-    """Give nothing back: what was handed over is in memory anyway."""
-    del offset
-
-
 class Stream:
     """One pass over a trace: ``batches`` once, then ``totals``.
 
@@ -97,10 +92,8 @@ class Stream:
     ) -> None:
         self._source = source
         self._run = runner
-        self._give_back = give_back
-        self.words: Words = np.frombuffer(data, dtype="<u4", count=len(data) // 4)
-        self._size = len(data)
-        (start, end, cpu), self._cut = self._windows()
+        self.words, self._windows = windows_of(data, source, runner, give_back)
+        start, end, cpu = self._windows[:3]
         self._cpus, cpu_of = np.unique(cpu, return_inverse=True)
         queue = np.argsort(cpu_of, kind="stable")
         self._lanes = Lanes(
@@ -109,21 +102,21 @@ class Stream:
             first=np.searchsorted(cpu_of[queue], np.arange(len(self._cpus) + 1)),
             cursor=np.zeros((len(self._cpus), COLUMNS), dtype=np.int64),
         )
-        self._books = empty_books()
-
-    def span(self) -> tuple[int, int]:
-        """First and last TSC, as long as none falls on its pcpu; ``Totals.span`` knows for sure."""
         found = np.zeros(2, dtype=np.int64)
         self._run(SPAN)(self.words, self._lanes, found)
-        return _span(int(found[0]), int(found[1]))
+        first, last = found.tolist()
+        self.span = first, max(last, first)
+        """First and last TSC, if none is below one before on its pcpu; ``Totals.span`` knows."""
+        self._books = empty_books()
+        self._books.state[FIRST_TSC] = first
 
     def batches(self) -> Iterator[Batch]:
         """All memory events, a part at a time.
 
         Raises:
-            BadInputError: a record that is too short or leaves its window.
+            BadInputError: damaged; the first fault of the file.
         """
-        lanes, books = self._lanes, self._books
+        lanes = self._lanes
         merge = self._run(MERGE)
         self._run(BEGIN)(self.words, lanes)
         code = -1
@@ -131,16 +124,46 @@ class Stream:
             what: Ints = np.empty(BATCH, dtype=np.int64)
             when: Ints = np.empty(BATCH, dtype=np.int64)
             rows: Ints = np.zeros(1, dtype=np.int64)
-            code = merge(self.words, lanes, books, what, when, rows)
-            self._check(code)
+            code = merge(self.words, lanes, self._books, what, when, rows)
+            if code == WRONG:
+                raise BadInputError(first_fault(self.words, self._windows, self._source, self._run))
+            self._make_room()
             nr = int(rows[0])
             done = 4 * int(lanes.cursor[:, PLACE].min(initial=self.words.size))
             yield Batch(what[:nr], when[:nr], done)
+        if self._windows.broken:
+            raise BadInputError(self._windows.broken)
         for cpu, last in enumerate(lanes.cursor[:, LAST].tolist()):
-            if not end_call(books, lanes.cursor, cpu) or not end_run(
-                books, lanes.cursor, cpu, last
-            ):
-                self._check(CROWDED)
+            there = end_call(self._books, lanes.cursor, cpu)
+            if not (end_run(self._books, lanes.cursor, cpu, last) and there):
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Tables of which half is used become four times as large."""
+        books = self._books
+        if 2 * int(books.state[EVENTS_USED]) >= len(books.events):
+            events, (actions, counts) = self._wider(books.events, books.actions, books.nr_events)
+            books = books._replace(events=events, actions=actions, nr_events=counts)
+        if 2 * int(books.state[CALLS_USED]) >= len(books.calls):
+            calls, (counts,) = self._wider(books.calls, books.nr_calls)
+            books = books._replace(calls=calls, nr_calls=counts)
+        if 2 * int(books.state[PAIRS_USED]) >= len(books.pairs):
+            pairs, (ticks,) = self._wider(books.pairs, books.ticks)
+            books = books._replace(pairs=pairs, ticks=ticks)
+        self._books = books
+
+    def _wider(self, keys: Ints, *columns: Ints) -> tuple[Ints, list[Ints]]:
+        """A hash table four times as large, and what belongs to its keys."""
+        wider: Ints = np.full(4 * len(keys), -1, dtype=np.int64)
+        places: Ints = np.zeros(len(keys), dtype=np.int64)
+        self._run(MOVE)(keys, wider, places)
+        used = keys >= 0
+        moved: list[Ints] = []
+        for column in columns:
+            made: Ints = np.zeros((len(wider), *column.shape[1:]), dtype=np.int64)
+            made[places[used]] = column[used]
+            moved.append(made)
+        return wider, moved
 
     def totals(self) -> Totals:
         """Counts of the whole trace."""
@@ -153,7 +176,7 @@ class Stream:
                 name, _ = EVENTS.get(number, (f"0x{number:08x}", 0))
                 events[name] = count
         records = sum(events.values()) + len(self._lanes.start)
-        events[EVENTS[CPU_CHANGE][0]] = len(self._lanes.start)
+        events[SHAPES[CPU_CHANGE].name] = len(self._lanes.start)
         calls: dict[int, tuple[int, int, list[int]]] = {}
         for at in _ascending(books.calls):
             count, updates, *classes = books.nr_calls[at].tolist()
@@ -164,95 +187,15 @@ class Stream:
             for key in (books.pairs[at],)
         }
         state = books.state
-        span = _span(int(state[FIRST_TSC]), int(state[LAST_TSC]))
+        first = int(state[FIRST_TSC])
+        span = first, max(first, int(self._lanes.cursor[:, LAST].max()))
         return Totals(
-            records, int(state[LOST_AT]), len(self._cpus), events, calls, running, span, self._cut
-        )
-
-    def _windows(self) -> tuple[tuple[Ints, Ints, Ints], str]:
-        """(first word, end, pcpu) of each window, and why the last is cut, if it is."""
-        words, source = self.words, self._source
-        if not self._size:
-            raise BadInputError(
-                f"{source}: offset 0: expected an xentrace binary, got an empty file"
-            )
-        if not words.size or words[0] != CPU_CHANGE_HEADER:
-            got = words[:1].tobytes().hex(" ")
-            raise BadInputError(
-                f"{source}: offset 0: expected a cpu_change record of an xentrace binary, got {got}"
-            )
-        parts: list[Ints] = []
-        place, cut = 0, ""
-        find = self._run(FIND)
-        while place + 3 <= words.size:
-            found: Ints = np.empty((WINDOWS, 3), dtype=np.int64)
-            nr = find(words, place, found)
-            if not nr:
-                raise BadInputError(
-                    f"{source}: offset {4 * place}: expected the cpu_change record of a window"
-                )
-            parts.append(found[:nr])
-            place = int(found[nr - 1, 1])
-            self._give_back(min(4 * place, self._size))
-        if not parts:
-            raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
-        rows = np.concatenate(parts)
-        rows[-1, 1] = min(place, words.size)
-        if place != words.size or self._size % 4:
-            start, _, cpu = rows[-1].tolist()
-            whole = self._whole_end(start)
-            if whole == 3:
-                raise BadInputError(f"{source}: offset 0: truncated before the first whole record")
-            rows[-1, 1] = whole
-            cut = (
-                f"{source}: offset {4 * whole}: truncated: "
-                f"{max(4 * place, self._size) - 4 * whole:,} bytes of pcpu {cpu}'s last window are "
-                "missing"
-            )
-        return (rows[:, 0].copy(), rows[:, 1].copy(), rows[:, 2].copy()), cut
-
-    def _whole_end(self, place: int) -> int:
-        """Where the last whole record from ``place`` on ends."""
-        words = self.words
-        while place < words.size:
-            header = int(words[place])
-            after = place + 1 + (header >> 28 & 7) + 2 * (header >> 31)
-            if after > words.size:
-                break
-            place = after
-        return place
-
-    def _check(self, code: int) -> None:
-        state = self._books.state
-        offset, header = 4 * int(state[WRONG_PLACE]), int(state[WRONG_WORD])
-        if code == SHORT:
-            name, need = EVENTS[_base(header & 0x0FFF_FFFF)]
-            raise BadInputError(
-                f"{self._source}: offset {offset}: {name} record has {header >> 28 & 7} payload "
-                f"words, expected {need}"
-            )
-        if code == CROSSES:
-            raise BadInputError(
-                f"{self._source}: offset {offset}: inconsistent: the record leaves its window"
-            )
-        if code == CROWDED:
-            raise BadInputError(
-                f"{self._source}: more than {SLOTS} kinds of events or of hypercalls, or too many "
-                "domains on too many pcpus"
-            )
-
-
-def _span(first: int, last: int) -> tuple[int, int]:
-    first = 0 if first == NEVER else first
-    return first, max(last, first)
+            records, int(state[LOST_AT]), len(self._cpus), events, calls, running, span,
+            self._windows.cut,
+        )  # fmt: skip
 
 
 def _ascending(keys: Ints) -> list[int]:
     """The used places of a hash table, by key."""
     used = np.flatnonzero(keys >= 0)
     return used[np.argsort(keys[used])].tolist()
-
-
-def _base(event: int) -> int:
-    """An event's number without the states of a runstate change."""
-    return RUNSTATE_CHANGE if event & ~0xFFF == RUNSTATE_CHANGE else event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -21,9 +22,19 @@ from services.trace.report import HYPERCALLS, SCHEMA, run_classes
 from services.trace.stats import RATE_BINS, edges_of
 from services.trace.superpages import Leaves
 from services.trace.xen_gather import Cells, Gathered
-from services.trace.xen_merge import DECREASE, NPF, P2M, POPULATE, RECLAIM, SPLINTER
-from services.trace.xen_stream import Batch, Stream, Totals, keep
-from services.trace.xen_views import FAULTS, SHATTERS, UPDATES, Ints
+from services.trace.xen_layout import (
+    DECREASE,
+    NPF,
+    ORDER_MAX,
+    P2M,
+    POPULATE,
+    RECLAIM,
+    SPLINTER,
+    Ints,
+    keep,
+)
+from services.trace.xen_stream import Batch, Stream, Totals
+from services.trace.xen_views import FAULTS, SHATTERS, UPDATES
 
 IDLE_DOMID: Final = 0x7FF0
 """From here on domids are Xen's own: DOMID_IDLE is 0x7fff."""
@@ -60,7 +71,7 @@ def summarise(
         BadInputError: empty, foreign or inconsistent.
     """
     stream = Stream(data, source, runner, give_back)
-    span = stream.span()
+    span = stream.span
     while True:
         gathered = Gathered(stream.words, span, runner)
 
@@ -128,11 +139,12 @@ def _domains(gathered: Gathered) -> dict[str, Any]:
         key=lambda domid: -updates[slots[domid]],
     )[:HEAT_DOMAINS]
     cells = gathered.heat()
+    halves = _orders_are_halves(tallies)
     found: dict[str, Any] = {}
     for domid, slot in slots.items():
         tally, leaves = tallies.get(slot, []), gathered.leaves(domid)
         section: dict[str, Any] = {
-            **_counts(tally),
+            **_counts(tally, halves=halves),
             "shatters": gathered.maps.shatters(domid),
             "final_extents": _final(leaves, frames=True),
             "final_leaves": _final(leaves, frames=False),
@@ -150,27 +162,31 @@ def _domains(gathered: Gathered) -> dict[str, Any]:
     return found
 
 
-def _counts(tally: Tallies) -> dict[str, Any]:
+def _orders_are_halves(tallies: dict[int, Tallies]) -> bool:
+    """As ``XenTrace.orders_are_halves``."""
+    return any(
+        action in {*EXTENTS, SPLINTER} and (order or second > ORDER_MAX)
+        for tally in tallies.values()
+        for action, order, second, _ in tally
+    )
+
+
+def _counts(tally: Tallies, *, halves: bool) -> dict[str, Any]:
     updates: dict[str, dict[str, int]] = {}
+    extents: dict[str, Counter[str]] = {name: Counter() for name in EXTENTS.values()}
     for action, order, kind, nr in tally:
         if action == P2M:
             updates.setdefault(str(order), {})[type_name(kind)] = nr
+        elif action in EXTENTS:
+            extents[EXTENTS[action]][str(order if halves else kind)] += nr
     return {
         "p2m_updates": updates,
-        **{
-            name: {str(_signed(order)): nr for each, order, _, nr in tally if each == event}
-            for event, name in EXTENTS.items()
-        },
+        **{name: dict(counts) for name, counts in extents.items()},
         **{
             name: sum(nr for each, _, _, nr in tally if each == event)
             for event, name in SINGLES.items()
         },
     }
-
-
-def _signed(order: int) -> int:
-    """An order as the 16 bits with a sign that it is."""
-    return order - (order >> 15 << 16)
 
 
 def _final(leaves: Leaves, *, frames: bool) -> dict[str, dict[str, int]]:
@@ -190,7 +206,7 @@ def _series(gathered: Gathered, slot: int) -> dict[str, Any]:
         "mapped": {
             str(level * ORDER_2M): mapped[level].tolist()
             for level in range(len(mapped))
-            if views.seen[slot, level]
+            if mapped[level].any()
         },
         "coverage": (large / np.maximum(total, 1)).tolist(),
         "updates": views.series[slot, UPDATES].tolist(),

@@ -25,21 +25,21 @@ from services.trace.superpages import (
     row_of,
     slot_of,
 )
-from services.trace.xen_merge import (
+from services.trace.xen_layout import (
     ACTION,
+    DECREASE,
     DOM_ADD,
     DOM_REM,
-    DOMID_SHIFT,
     GRANT,
     NPF,
+    ORDER_MAX,
     P2M,
-    PLACE_SHIFT,
     POPULATE,
     RECLAIM,
     SPLINTER,
+    Ints,
 )
-
-Ints = npt.NDArray[np.int64]
+from services.trace.xen_merge import DOMID_SHIFT, PLACE_SHIFT
 
 UPDATES: Final = 0
 SHATTERS: Final = 1
@@ -88,8 +88,6 @@ class Views(NamedTuple):
     """By domain, curve and bin."""
     mapped: Ints
     """Frames by domain, level and bin, at the end of the bin."""
-    seen: npt.NDArray[np.uint8]
-    """Whether a domain had leaves of a level when some bin ended."""
     reached: Ints
     """By domain: the bin from which on ``mapped`` is not known yet."""
     removed: npt.NDArray[np.uint8]
@@ -97,7 +95,7 @@ class Views(NamedTuple):
     hits: Ints
     """By region and superpage: updates and shatters."""
     tally: Ints
-    """slot, action, order and type."""
+    """slot, action, order and type; of extents both words, the upper half of the first before."""
     nr_tally: Ints
     cells: Ints
     """region's row, superpage (the first of ``1 << GRAIN``) and bin."""
@@ -131,8 +129,6 @@ def settle(counts: Any, views: Any, slot: Any, until: Any) -> Any:
         for kind in range(TYPES):
             leaves += counts[slot, level, kind]
         frames = (leaves - counts[slot, level, POD]) << (level * ORDER_2M)
-        if leaves:
-            views.seen[slot, level] = 1
         for at in range(begun, until):
             views.mapped[slot, level, at] = frames
     views.reached[slot] = until
@@ -215,18 +211,20 @@ def _turnover(domid: Any, action: Any, time: Any, state: Any, views: Any) -> Any
 def _event(words: Any, what: Any, time: Any, state: Any, views: Any) -> Any:
     """Another event; whether there was room for it."""
     action, place = what & ACTION, what >> PLACE_SHIFT
+    second = np.int64(0)
     if action == NPF:
         tail = what >> DOMID_SHIFT & 0xFFFF
     elif action in (GRANT, DOM_ADD, DOM_REM):
         tail = np.int64(words[place])
-        if tail > 0xFFFF:
-            return True
         if action != GRANT:
             return _turnover(tail, action, time, state, views)
-    elif action in (POPULATE, RECLAIM):
-        tail = np.int64(words[place + 4])
     else:
-        tail = np.int64(words[place + 2])
+        at = place + 2 if action in (DECREASE, SPLINTER) else place + 4
+        tail, second = np.int64(words[at]), np.int64(words[at + 1])
+        # What is no order is rubble of an older Xen: see xen_layout.EXTENTS.
+        second = min(second, ORDER_MAX + 1)
+        if action == SPLINTER and tail >> 16:
+            tail, second = tail & 0xFFFF, np.int64(ORDER_MAX + 1)
     slot = _slot(state, views, tail & 0xFFFF)
     if slot < 0:
         return False
@@ -242,6 +240,7 @@ def _event(words: Any, what: Any, time: Any, state: Any, views: Any) -> Any:
     if curve >= 0:
         views.series[slot, curve, _bin(views, time)] += 1
     its = np.int64(slot) << SLOT_SHIFT | action << ACTION_SHIFT | (tail >> 16) << ORDER_SHIFT
+    its |= second
     _count(views.tally, views.nr_tally, views.marks, TALLIES, TALLY, its, 1)
     return True
 

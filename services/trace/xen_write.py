@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from protocols.trace import NO_DOMID, MemEvent
 from services.trace.frame import Column, Frame, Trace
-from services.trace.xentrace import CPU_CHANGE_HEADER
+from services.trace.xen_layout import CPU_CHANGE_HEADER
 
 STEP_TICKS: Final = 1000
 FIRST_TSC: Final = 1_000_000

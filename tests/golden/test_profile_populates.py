@@ -312,7 +312,7 @@ def test_a_guest_may_populate_what_was_to_be_populated_on_demand(xen):
 
 WILD = st.tuples(
     st.sampled_from([0, 1, 511, 512, 1 << 18, (1 << 52) - 1, NONE, 1 << 63]),
-    st.sampled_from([0, 1, 9, 10, 18, 63, 200, 255]),
+    st.sampled_from([0, 1, 9, 10, 18, 19, 20]),
     st.sampled_from([0, 512, 1 << 18, NONE, NONE - 1, 1 << 63]),
     st.sampled_from([RAM, INVALID, POD, 200]),
     st.sampled_from([0, 1, 0xFFFF]),

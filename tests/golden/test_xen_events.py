@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.trace.report import HYPERCALLS
 from services.trace.xen_events import NAMES
 from services.trace.xen_frames import read_trace
 from services.trace.xen_summary import summarise
@@ -26,7 +27,7 @@ OTHER_WORDS = {
 """Where xenalyze says it otherwise."""
 UNTOLD = {
     "cpu_change", "runstate_change", "pv_hypercall", "pv_hypercall_subcall", "sched_switch",
-    "sched_switch_infprev", "emul_lapic_stop_timer",
+    "sched_switch_infprev", "emul_lapic_stop_timer", "continue_running",
 }  # fmt: skip
 """What it prints in several forms, or not at all."""
 
@@ -86,3 +87,22 @@ def test_an_event_without_a_name_stays_a_number_and_any_length_will_do():
     counts = trace.event_counts()
     assert counts == dict.fromkeys([*NAMES.values(), "0x0ff12345", "cpu_change"], 1)
     assert summarise(data, "t", cpu_hz=1e9)["events"] == counts
+
+
+def test_exits_of_amd_and_intel_are_told_apart():
+    """Xen 4.19 and later: 64-bit addresses add 0x100, nested guests 0x400."""
+    ids = {
+        0x81002: "vmexit", 0x81102: "vmexit64", 0x81003: "svm_exit", 0x81103: "svm_exit64",
+        0x81403: "nsvm_exit", 0x81503: "nsvm_exit64",
+    }  # fmt: skip
+    records = [struct.pack("<IQIII", 11 << 28 | number, 7, 0x400, 1, 2) for number in ids]
+    data = memoryview(window(*records))
+    counts = read_trace(data, "t", cpu_hz=1e9).event_counts()
+    assert counts == dict.fromkeys(ids.values(), 1) | {"cpu_change": 1}
+    assert summarise(data, "t", cpu_hz=1e9)["events"] == counts
+
+
+def test_hypercalls_have_names_up_to_xen_4_22():
+    numbers = [number for number in range(56) if number not in {11, 43, 44, 45, 46, 47}]
+    assert sorted(HYPERCALLS) == numbers
+    assert len(set(HYPERCALLS.values())) == len(numbers)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import lzma
+import re
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from protocols.errno import BadInputError
 from protocols.frames import INVALID_FRAME
 from protocols.p2m_types import P2mType
+from services.trace.xen_summary import summarise
 from services.trace.xentrace import XenTrace, decode_xentrace
 
 DATA = Path(__file__).parent.parent / "data"
@@ -200,31 +202,60 @@ def test_runstate_changes_are_one_event_whatever_the_states():
         (b"name = 'guest'\nmemory = 64\n", "t: offset 0: expected a cpu_change record"),
         (b"\xfd7zXZ\x00" * 8, "t: offset 0: expected a cpu_change record"),
         (set_p2m(1), "t: offset 0: expected a cpu_change record"),
-        (window(0, set_p2m(1))[:-1], "t: offset 36: truncated in the middle of a word"),
-        (
-            window(0, set_p2m(1))[:-4],
-            "t: offset 12: truncated in a record of 28 bytes, the file has 24 of them",
-        ),
-        (window(0, b"")[:8], "t: offset 0: truncated in a record of 12 bytes"),
+        (window(0, set_p2m(1))[:-1], "t: offset 0: truncated before the first whole record"),
+        (window(0, b"")[:8], "t: offset 0: truncated before the first whole record"),
         (
             window(3, set_p2m(1) + set_p2m(2))[:-28],
-            "t: offset 0: truncated: the window of pcpu 3 says 56 bytes, its records take 28",
+            "t: offset 40: truncated: 28 bytes of pcpu 3's last window are missing",
+        ),
+        (
+            window(3, set_p2m(1) + set_p2m(2))[:-1],
+            "t: offset 40: truncated: 28 bytes of pcpu 3's last window are missing",
+        ),
+        (
+            window(3, set_p2m(1)) + window(4, b"")[:9],
+            "t: offset 40: truncated in the cpu_change record of a window",
+        ),
+        (window(3, b"") + b"\x03", "t: offset 12: truncated in the cpu_change record of a window"),
+        (
+            window(3, set_p2m(1)) + b"\x03\xf0\x01\x30",
+            "t: offset 40: expected the cpu_change record of a window, got 0x3001f003",
         ),
         (
             struct.pack("<III", CPU_CHANGE, 0, 4) + set_p2m(1),
-            "t: offset 0: inconsistent: the window of pcpu 0 says 4 bytes",
+            "t: offset 12: inconsistent: the record leaves its window",
         ),
         (
             window(0, set_p2m(1)) + struct.pack("<III", CPU_CHANGE, 1, 2) + window(1, b""),
-            "t: offset 40: inconsistent: the window of pcpu 1 says 2 bytes, its records take 0",
+            "t: offset 40: inconsistent: the window of pcpu 1 says 2 bytes, expected whole words",
         ),
+        (window(65536, b""), "t: offset 0: a window of pcpu 65536, expected less than 65536"),
         (
             window(0, struct.pack("<III", 0x2010F004, 1, 2)),
             "t: offset 12: set_p2m_entry record has 2 payload words, expected 6",
         ),
         (
             window(0, struct.pack("<IIII", 0x3001F003, 1, 0, 0)),
-            "t: offset 12: cpu_change record of a foreign shape",
+            "t: offset 12: inconsistent: a cpu_change record inside a window",
+        ),
+        (window(0, window(1, b"")), "t: offset 12: inconsistent: a cpu_change record inside"),
+        (
+            window(0, with_tsc(0x82007, 1) + with_tsc(0x82007, 1 << 62)),
+            "t: offset 24: io_write record with a TSC of 0x4000000000000000, expected less than",
+        ),
+        (window(0, set_p2m(1, 21)), "t: offset 12: set_p2m_entry record of order 21, expected at"),
+        (
+            window(0, with_tsc(0x10F001, 1, 65536)),
+            "t: offset 12: page_grant_map record of domain 65536, expected at most 65535",
+        ),
+        (
+            # The first of two, by its place in the file and not by its time.
+            window(0, with_tsc(0x41001, 90, 1 << 31)) + window(1, with_tsc(0x41002, 5)),
+            "t: offset 12: dom_add record of domain 2147483648, expected at most 65535",
+        ),
+        (
+            window(0, with_tsc(0x41002, 5)) + bytes(12),
+            "t: offset 12: dom_rem record has 0 payload words, expected 1",
         ),
     ],
 )
@@ -233,6 +264,9 @@ def test_malformed_files_are_one_line_with_an_offset(data, reason):
         decode_xentrace(data, "t")
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
+    if "truncated" not in reason:
+        with pytest.raises(BadInputError, match=f"^{re.escape(str(caught.value))}$"):
+            summarise(memoryview(data), "t", cpu_hz=1e9)
 
 
 def test_a_capture_cut_anywhere_is_refused_or_ends_at_a_window():
