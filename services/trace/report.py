@@ -30,7 +30,8 @@ RUN_EDGES: Final = (0, 1, 8, 64, 512)
 HYPERCALLS: Final = {
     0: "set_trap_table", 1: "mmu_update", 2: "set_gdt", 3: "stack_switch", 4: "set_callbacks",
     5: "fpu_taskswitch", 6: "sched_op_compat", 7: "platform_op", 8: "set_debugreg",
-    9: "get_debugreg", 10: "update_descriptor", 12: "memory_op", 13: "multicall", 14: "update_va_mapping",
+    9: "get_debugreg", 10: "update_descriptor", 12: "memory_op", 13: "multicall",
+    14: "update_va_mapping",
     15: "set_timer_op", 16: "event_channel_op_compat", 17: "xen_version", 18: "console_io",
     19: "physdev_op_compat", 20: "grant_table_op", 21: "vm_assist",
     22: "update_va_mapping_otherdomain", 23: "iret", 24: "vcpu_op", 25: "set_segment_base",

@@ -1,8 +1,8 @@
 """Names of Xen's trace events beside those of memory, which ``services.trace.xentrace`` reads.
 
 As public/trace.h and the schedulers of Xen up to 4.22 have them, in lower case and without TRC_,
-HVM_ and DOM0_; of the schedulers in xenalyze's words where it has one for the event. ``64`` is behind those
-with 64-bit addresses, as in Xen's VMEXIT64, and ``n`` before the nested ones.
+HVM_ and DOM0_; of the schedulers in xenalyze's words where it has one for the event. ``64`` is
+behind those with 64-bit addresses, as in Xen's VMEXIT64, and ``n`` before the nested ones.
 """
 
 from __future__ import annotations
