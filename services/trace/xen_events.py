@@ -60,6 +60,7 @@ _ENTRY_EXIT: Final = {
 }  # fmt: skip
 """Exits of AMD processors have numbers of their own since Xen 4.19 (320e644616): since then
 ``vmexit`` is Intel's alone, before it is anybody's."""
+SVM_EXITS: Final = frozenset({0x0008_1003, 0x0008_1103, 0x0008_1403, 0x0008_1503})
 _NESTED: Final = {number + NESTED: f"n{name}" for number, name in _ENTRY_EXIT.items()}
 _HANDLER: Final = _row(
     0x0008_2001, "pf_xen", "pf_inject", "inj_exc", "inj_virq", "reinj_virq", "io_read", "io_write",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from protocols.frames import INVALID_FRAME, ORDER_2M
 from protocols.trace import NO_DOMID, NO_ORDER, MemEvent
 from services.trace.frame import Column, Frame, Trace
+from services.trace.xen_events import SVM_EXITS
 from services.trace.xen_layout import (
     CONTINUE_RUNNING,
     DOM_ADD_EVENT,
@@ -53,6 +54,8 @@ def read_trace(data: memoryview, source: str, *, cpu_hz: float) -> Trace:
             "cut": decoded.cut,
             "span": (0, int(time.max())),
             "given_again": context.given_again(),
+            "svm_exits": bool(np.isin(decoded.event, list(SVM_EXITS)).any()),
+            "order_words": decoded.orders_are_words(),
         },
         ticks_per_s=cpu_hz,
         updates=context.updates(),

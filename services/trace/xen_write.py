@@ -3,6 +3,10 @@
 One window a pcpu, which is a shard of ours. Memory events are records of TRC_MEM, hypercalls those
 of PV hypercalls. Every record has a TSC: a nanosecond is a tick (``--cpu-hz=1G``), a step a
 thousand. Domain 0 runs on every pcpu but for nested page faults, which belong to whoever runs.
+
+Records are as Xen 4.17 has them, where all exits have one number (``xenalyze --svm-mode``) and the
+orders of extents are halves of words. Of an xentrace that has them as later Xens do (exits of AMD's
+their own number, orders their own words) so does what is written of it.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ TO_RUNNING: Final = 0x0002_1101
 FROM_RUNNING: Final = 0x0002_1011
 VMENTRY: Final = 0x0008_1001
 VMEXIT: Final = 0x0008_1002
+SVM_EXIT: Final = 0x0008_1003
 VMEXIT_NPF: Final = np.uint32(0x400)
 HYPERCALL_OF: Final = {
     "populate_physmap": 12, "increase_reservation": 12, "decrease_reservation": 12,
@@ -110,7 +115,7 @@ def _records(trace: Trace) -> list[Records]:
     for event in MemEvent:
         if event != MemEvent.SET_P2M_ENTRY:
             rows = np.flatnonzero(trace.events["event"] == event)
-            found += _events(trace.events.take(rows), event)
+            found += _events(trace.events.take(rows), event, trace)
     return found
 
 
@@ -120,34 +125,38 @@ def _updates(u: Frame) -> Records:
     return Records(u["cpu"].astype(np.int64), u["time"], 4, int(MemEvent.SET_P2M_ENTRY), payload)
 
 
-def _events(e: Frame, event: MemEvent) -> list[Records]:
+def _events(e: Frame, event: MemEvent, trace: Trace) -> list[Records]:
     cpu, time = e["cpu"].astype(np.int64), e["time"]
     domid = np.maximum(e["domid"], 0).astype(np.uint32)
     gfn, mfn = _halves(e["gfn"]), _halves(e["mfn"])
     nothing = np.zeros(e.rows, dtype=np.uint32)
-    tail = domid | np.maximum(e["order"], 0).astype(np.uint32) << np.uint32(16)
+    order = np.maximum(e["order"], 0).astype(np.uint32)
+    tail = (domid | order << np.uint32(16), nothing)
+    if trace.header.get("order_words"):
+        tail = (domid, order)
     if event == MemEvent.NPF:
         gpa = _halves(e["gfn"] << np.uint64(12))
         fault = _stack(*gpa, *mfn, nothing, nothing)
         guest, vcpu = _stack(domid << np.uint32(16)), _stack(cpu)
         # Whoever faults runs just then; of faults at one time the next waits for the last.
         rank = 10 + 10 * np.arange(e.rows)
+        leave = SVM_EXIT if trace.header.get("svm_exits") else VMEXIT
         return [
             Records(cpu, time, rank, FROM_RUNNING, vcpu),
             Records(cpu, time, rank + 1, TO_RUNNING, guest),
             # xenalyze believes in a fault only between a VM exit and the next entry.
-            Records(cpu, time, rank + 2, VMEXIT, _stack(nothing + VMEXIT_NPF, nothing)),
+            Records(cpu, time, rank + 2, leave, _stack(nothing + VMEXIT_NPF, nothing)),
             Records(cpu, time, rank + 3, int(event), fault),
             Records(cpu, time, rank + 4, VMENTRY, np.zeros((e.rows, 0), dtype=np.uint32)),
             Records(cpu, time, rank + 5, FROM_RUNNING, guest),
             Records(cpu, time, rank + 6, TO_RUNNING, vcpu),
         ]
     if event == MemEvent.DECREASE_RESERVATION:
-        payload = _stack(*gfn, tail, nothing)
+        payload = _stack(*gfn, *tail)
     elif event == MemEvent.POD_SUPERPAGE_SPLINTER:
-        payload = _stack(*gfn, domid, nothing)
+        payload = _stack(*gfn, domid, tail[1])
     elif event in {MemEvent.POD_POPULATE, MemEvent.POD_ZERO_RECLAIM}:
-        payload = _stack(*gfn, *mfn, tail, nothing)
+        payload = _stack(*gfn, *mfn, *tail)
     else:
         payload = _stack(domid)
     return [Records(cpu, time, 4, int(event), payload)]

@@ -192,13 +192,18 @@ class XenTrace:
 
     def orders_are_halves(self) -> bool:
         """Whether records of extents are as before Xen 4.18: see ``xen_layout.EXTENTS``."""
-        for event, at in EXTENTS.items():
-            place = self.payload[self.event == event] + at
-            if (self.words[place] >> HIGH_HALF_SHIFT).any() or (
-                self.words[place + 1] > ORDER_MAX
-            ).any():
-                return True
-        return False
+        first, second = self._tails()
+        return bool((first >> HIGH_HALF_SHIFT).any() or (second > ORDER_MAX).any())
+
+    def orders_are_words(self) -> bool:
+        """Whether they are as since Xen 4.18 for sure; where all orders are 0 nothing tells."""
+        return bool(self._tails()[1].any()) and not self.orders_are_halves()
+
+    def _tails(self) -> tuple[Words, Words]:
+        """Of all records of extents both words that say whose and of which order."""
+        tails = [self.payload[self.event == event] + at for event, at in EXTENTS.items()]
+        place = np.concatenate(tails)
+        return self.words[place], self.words[place + 1]
 
     def _extent_events(self, event: int, *, has_mfn: bool) -> ExtentEvents:
         rows = self._rows(event)

@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import shutil
+import struct
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from protocols.trace import EVENT_NAMES, MemEvent
 from services.trace.frame import Trace
 from services.trace.xen_frames import read_trace
 from services.trace.xen_write import FIRST_TSC, encode
+from tests.golden.test_xentrace import window, with_tsc
 from tests.helpers import guest, scenario
 from tests.unit.test_trace_file import Sink
 
@@ -158,3 +160,32 @@ def test_what_xenalyze_read_is_what_we_write_now(trace):
     assert lines_of(kept) == expected(trace)
     assert P2mType.RAM_RW in set(trace.updates["type"].tolist())
     assert np.unique(trace.updates["domid"]).tolist() == [1, 2]
+
+
+def exported(*records):
+    """What is written of such records, read again."""
+    data = window(0, b"".join(records))
+    trace = read_trace(memoryview(data), "t", cpu_hz=1e9)
+    again = read_trace(memoryview(encode(trace)), "t", cpu_hz=1e9)
+    names = ("event", "domid", "order", "gfn", "mfn")
+    assert sorted(rows(again.events, *names)) == sorted(rows(trace.events, *names))
+    return again
+
+
+def test_what_a_later_xen_wrote_is_written_as_it_writes_it():
+    """Since 4.18 orders are words, since 4.19 exits of AMD have a number of their own."""
+    runs = with_tsc(0x21101, 5, 7 << 16)
+    fault = struct.pack("<IQQII", 6 << 28 | 0x82021, 5 << 12, 6, 0, 0)
+    spill = struct.pack("<IQII", 4 << 28 | 0x10F012, 512, 7, 9)
+    new = exported(
+        runs, with_tsc(0x81103, 6, 0x400, 1, 2), fault, spill,
+        struct.pack("<IQII", 4 << 28 | 0x10F005, 512, 7, 9),
+    )  # fmt: skip
+    assert (new.events_by_name["svm_exit"], new.header["order_words"]) == (1, True)
+    assert "vmexit" not in new.events_by_name
+    old = exported(
+        runs, with_tsc(0x81102, 6, 0x400, 1, 2), fault,
+        struct.pack("<IQII", 4 << 28 | 0x10F005, 512, 7 | 9 << 16, 8),
+    )  # fmt: skip
+    assert (old.events_by_name["vmexit"], old.header["order_words"]) == (1, False)
+    assert "svm_exit" not in old.events_by_name
