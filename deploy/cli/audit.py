@@ -8,7 +8,13 @@ import click
 
 from deploy.cli.files import write_json
 from deploy.cli.launch import load, run_scenario
-from deploy.cli.options import json_option, runtime_options, setup_logging, workload_arguments
+from deploy.cli.options import (
+    json_option,
+    runtime_options,
+    setup_logging,
+    strict_option,
+    workload_arguments,
+)
 from deploy.cli.render import print_audit
 from deploy.cli.session import RunOptions
 from deploy.cli.terminal import output_console
@@ -22,10 +28,12 @@ Example:
 @click.command(epilog=EPILOG)
 @workload_arguments
 @json_option
+@strict_option
 @runtime_options
 def audit(
     workloads: tuple[Path, ...],
     json_path: str | None,
+    strict: bool,
     runtime: str,
     address: str | None,
     shards: int,
@@ -37,7 +45,7 @@ def audit(
     """
     setup_logging(verbose=False, as_json=False)
     options = RunOptions(runtime, address, shards, seed, json_path=None)
-    report = run_scenario(load(workloads, {}), options)
+    report = run_scenario(load(workloads, {}, strict=strict), options)
     if json_path is not None:
         write_json(report.to_json()["audit"], json_path)
     if json_path != "-":

@@ -9,13 +9,20 @@ import click
 import structlog
 
 from deploy.cli.files import dump_tables, write_json
-from deploy.cli.options import output_options, runtime_options, setup_logging, workload_arguments
+from deploy.cli.options import (
+    output_options,
+    runtime_options,
+    setup_logging,
+    strict_option,
+    workload_arguments,
+)
 from deploy.cli.progress import ProgressDisplay
 from deploy.cli.render import print_report
 from deploy.cli.session import RunOptions, started
+from deploy.cli.terminal import warn
 from deploy.driver.launch import Launch
 from deploy.driver.report import RunReport
-from deploy.scenario.load import load_workloads
+from deploy.scenario.load import load_workloads, unknown_keys
 from deploy.scenario.model import Scenario
 from deploy.world import host_config
 from protocols.errno import BadInputError
@@ -51,6 +58,7 @@ Examples:
     default=None,
     help="populate_physmap policy of the host (default explicit).",
 )
+@strict_option
 @click.option(
     "--trace",
     metavar="FILE",
@@ -74,6 +82,7 @@ def launch(
     xen_cmdline: str | None,
     paging: str | None,
     superpages: str | None,
+    strict: bool,
     trace: Path | None,
     trace_clock: str | None,
     runtime: str,
@@ -97,7 +106,8 @@ def launch(
         "paging": paging,
         "superpages": superpages,
     }
-    scenario = load(workloads, {name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    scenario = load(workloads, given, strict=strict)
     if trace_clock == "steps" and runtime == "ray":
         raise BadInputError("--trace-clock steps: needs --runtime local; on Ray time passes")
     options = RunOptions(
@@ -109,9 +119,17 @@ def launch(
     return 0 if report.good else 1
 
 
-def load(workloads: tuple[Path, ...], flags: dict[str, str | int]) -> Scenario:
-    """The scenario of the workloads; each ignored key is one debug line."""
+def load(
+    workloads: tuple[Path, ...], flags: dict[str, str | int], *, strict: bool = False
+) -> Scenario:
+    """The scenario of the workloads; each ignored key is one debug line.
+
+    Raises:
+        BadInputError: what cannot be run; if ``strict``, keys that nobody knows, too.
+    """
     scenario, ignored = load_workloads(workloads, flags)
+    if strict and scenario.unknown:
+        raise BadInputError(f"--strict: unknown keys: {unknown_keys(scenario.unknown)}")
     log = structlog.get_logger()
     for source, key in ignored:
         log.debug("key does not matter to memory, ignored", source=source, key=key)
@@ -122,6 +140,8 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> RunReport:
     """Run and write what the flags ask for; the report."""
     options.check()
     config = host_config(scenario.host)
+    if scenario.unknown:
+        warn(f"unknown keys, not used: {unknown_keys(scenario.unknown)}")
     begun = time.monotonic()
     with (
         ProgressDisplay(len(scenario.domains)) as progress,
@@ -134,6 +154,7 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> RunReport:
         )  # fmt: skip
         report = run.run()
         report.elapsed_s = time.monotonic() - begun
+        report.unknown_keys = scenario.unknown
     if options.dump_p2m is not None:
         tables = [domain.table for domain in report.domains if domain.table is not None]
         dump_tables(options.dump_p2m, tables)

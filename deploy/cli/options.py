@@ -21,6 +21,9 @@ workload_arguments = click.argument(
     required=True,
     type=click.Path(path_type=Path),
 )
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse an xl.cfg with keys that nobody knows (default: warn)."
+)
 json_option = click.option(
     "--json",
     "json_path",

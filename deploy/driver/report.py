@@ -53,6 +53,7 @@ class RunReport:
     audits: list[AuditReport] = field(default_factory=list[AuditReport])
     messages: dict[str, int] = field(default_factory=dict[str, int])
     elapsed_s: float = 0.0
+    unknown_keys: tuple[tuple[str, str], ...] = ()
 
     @property
     def violations(self) -> list[str]:
@@ -65,9 +66,10 @@ class RunReport:
         return not self.violations and all(domain.error is None for domain in self.domains)
 
     def to_json(self) -> dict[str, Any]:
-        """The report for machines; frames are 4 KiB."""
+        """The report for machines; frames are 4 KiB. ``unknown_keys`` are there if there are any."""
         violations = self.violations
         last = self.audits[-1] if self.audits else None
+        unknown = [{"source": source, "key": key} for source, key in self.unknown_keys]
         return {
             "schema": SCHEMA,
             "host": {
@@ -86,4 +88,5 @@ class RunReport:
             },
             "messages": dict(sorted(self.messages.items())),
             "elapsed_s": round(self.elapsed_s, 3),
+            **({"unknown_keys": unknown} if unknown else {}),
         }

@@ -10,18 +10,23 @@ from typing import Final, TypeVar
 import msgspec
 
 from deploy.scenario.model import Build, DomainSpec, HostSpec, Phase, Scenario
-from deploy.scenario.toml import HostTable, read_scenario, read_text
+from deploy.scenario.read import read_text
+from deploy.scenario.toml import HostTable, read_scenario
 from deploy.scenario.xen_cmdline import parse_size_mib, parse_xen_cmdline
 from protocols.errno import BadInputError
 from protocols.frames import DOMID_FIRST_RESERVED
+from protocols.text import NAME_MAX, shown
 from protocols.toolstack import GuestConfig
 from services.toolstack.builder import plan_build
-from services.toolstack.xl_cfg import XlConfig, parse_xl_cfg
+from services.toolstack.xl_cfg import XlConfig, near, parse_xl_cfg
 
 T = TypeVar("T")
 
 GFN_LIMIT_32BIT: Final = 0x100000
 """PAE and 2-level tables reach gfns below 4 GiB."""
+
+KEYS_SHOWN: Final = 8
+FILES_SHOWN: Final = 4
 
 Ignored = tuple[str, str]
 """(source, key) of something accepted that does not matter to memory."""
@@ -54,6 +59,7 @@ def load_workloads(
     wanted: list[_Wanted] = []
     phases: dict[str, tuple[Phase, ...]] = {}
     hosts: dict[str, HostTable] = {}
+    unknown: list[Ignored] = []
     for path in paths:
         source = str(path)
         if path.suffix == ".toml":
@@ -62,22 +68,40 @@ def load_workloads(
             wanted += [
                 _Wanted(
                     table.where,
-                    parse_xl_cfg(table.text, table.where),
+                    table.config,
                     table.count,
                     table.superpages,
                     table.force_4k,
                 )
                 for table in file.domains
             ]
+            unknown += [each for table in file.domains for each in table.unknown]
         else:
             config = parse_xl_cfg(read_text(path), source)
             wanted.append(_Wanted(source, config, 1, None, ()))
+            unknown += [(source, key) for key in config.unknown]
     host, ignored = _host(hosts, flags)
     domains = _domains(wanted, host)
     ignored += [(each.source, key) for each in wanted for key in each.config.ignored]
     chosen = _one_of(phases, "phases") or (Build(),)
     source = ", ".join(str(path) for path in paths)
-    return Scenario(source, host, domains, chosen), ignored
+    return Scenario(source, host, domains, chosen, tuple(dict.fromkeys(unknown))), ignored
+
+
+def unknown_keys(unknown: Sequence[Ignored]) -> str:
+    """Keys that no xl.cfg has, by file, each with a known one that is like it; empty for none."""
+    files: dict[str, list[str]] = {}
+    for source, key in unknown:
+        close = near(key)
+        hint = f" (did you mean {close}?)" if close else ""
+        files.setdefault(shown(source, NAME_MAX), []).append(f"{shown(key, NAME_MAX)}{hint}")
+    lists = (f"{source}: {_some(keys, KEYS_SHOWN)}" for source, keys in files.items())
+    return _some(list(lists), FILES_SHOWN, "; ")
+
+
+def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
+    rest = len(words) - most
+    return between.join([*words[:most], *([f"{rest} more"] if rest > 0 else [])])
 
 
 def _one_of(by_source: Mapping[str, T], what: str) -> T | None:

@@ -117,9 +117,13 @@ Phase: TypeAlias = Build | Touch | Punch | Balloon | Destroy | Pause | Audit
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Everything a run needs to know; ``source`` is the file or files it came from."""
+    """Everything a run needs to know; ``source`` is the file or files it came from.
+
+    ``unknown`` are (file, key) of xl.cfg keys that nobody knows: taken, as xl does, not used.
+    """
 
     source: str
     host: HostSpec
     domains: tuple[DomainSpec, ...]
     phases: tuple[Phase, ...] = (Build(),)
+    unknown: tuple[tuple[str, str], ...] = ()

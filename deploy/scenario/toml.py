@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_args
 import msgspec
 
 from deploy.scenario.model import Build, LockProtocol, Paging, Phase, Superpages
+from deploy.scenario.read import read_text, read_toml
 from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
+from services.toolstack.xl_cfg import KNOWN, XlConfig, interpret, near
+from services.toolstack.xl_syntax import Setting, Value, read_settings
 
 T = TypeVar("T")
 
@@ -55,10 +57,14 @@ class OwnKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class DomainTable:
-    """One ``[[domains]]`` table: ``text`` is an xl.cfg, ``where`` names it in complaints."""
+    """One ``[[domains]]`` table: its ``config`` interpreted, ``where`` names it in complaints.
+
+    ``unknown`` are the keys of the xl.cfg that it names, if it names one, which nobody knows.
+    """
 
     where: str
-    text: str
+    config: XlConfig
+    unknown: tuple[tuple[str, str], ...]
     count: int
     superpages: str | None
     force_4k: tuple[tuple[int, int], ...]
@@ -73,32 +79,13 @@ class ScenarioFile:
     phases: tuple[Phase, ...]
 
 
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        BadInputError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path}: byte {error.start} is not UTF-8 text") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"{path}: cannot be read: {reason}") from None
-
-
 def read_scenario(path: Path) -> ScenarioFile:
     """A scenario file.
 
     Raises:
         BadInputError: not TOML, an unknown key, a wrong type or value.
     """
-    try:
-        raw = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise BadInputError(f"{path}: {error}") from None
-    table = _convert(raw, ScenarioTable, str(path), "")
+    table = _convert(read_toml(path), ScenarioTable, str(path), "")
     if not table.domains:
         raise BadInputError(f"{path}: domains: expected at least one [[domains]] table")
     domains = tuple(
@@ -144,37 +131,44 @@ def _domain(path: Path, at: str, entry: dict[str, Any]) -> DomainTable:
     own = _convert(
         {key: value for key, value in entry.items() if key in DOMAIN_KEYS}, OwnKeys, str(path), at
     )
-    text = ""
     where = f"{path}: {at}"
+    settings: dict[str, Setting] = {}
+    file = ""
     if own.config is not None:
-        config = path.parent / own.config
-        if not config.is_file():
+        there = path.parent / own.config
+        if "\0" in own.config or not there.is_file():
             raise BadInputError(f"{where}.config: there is no file {own.config}")
-        text = read_text(config) + "\n"
+        file = str(there)
+        settings = read_settings(read_text(there), file)
+    unknown = tuple((file, key) for key in settings if key not in KNOWN)
     for key, value in entry.items():
-        if key not in DOMAIN_KEYS:
-            text += f"{key} = {_xl_value(value, f'{where}.{key}')}\n"
+        place = f"{where}.{key}"
+        if key in DOMAIN_KEYS:
+            continue
+        if key not in KNOWN:
+            close = near(key)
+            hint = f"did you mean '{close}'?" if close else "expected one of xl.cfg(5)'s"
+            raise BadInputError(f"{place}: unknown key, {hint}")
+        settings[key] = Setting(_xl_value(value, place), place)
     ranges = tuple(sorted(_range(item, f"{where}.force_4k") for item in own.force_4k))
     for (first, nr), (second, _) in pairwise(ranges):
         if first + nr > second:
             raise BadInputError(
                 f"{where}.force_4k: overlapping ranges at gfn {second:#x}, expected disjoint ones"
             )
-    return DomainTable(where, text, own.count, own.superpages, ranges)
+    config = interpret(settings, lambda key: f"{where}.{key}")
+    return DomainTable(where, config, unknown, own.count, own.superpages, ranges)
 
 
-def _xl_value(value: object, where: str) -> str:
-    """A TOML value in xl.cfg's syntax."""
+def _xl_value(value: object, where: str) -> Value:
+    """A TOML value as xl.cfg's syntax has it: strings, and lists of such."""
     if isinstance(value, bool):
         return str(int(value))
-    if isinstance(value, int):
+    if isinstance(value, int | str):
         return str(value)
-    if isinstance(value, str) and "\n" not in value and not {"'", '"'} <= set(value):
-        return f'"{value}"' if "'" in value else f"'{value}'"
     if isinstance(value, list):
-        items = cast("list[object]", value)
-        return "[" + ", ".join(_xl_value(item, where) for item in items) + "]"
-    raise BadInputError(f"{where}: expected a number, a one-line string or a list, got {value!r}")
+        return [_xl_value(item, where) for item in cast("list[object]", value)]
+    raise BadInputError(f"{where}: expected a number, a string or a list, got {value!r}")
 
 
 def _range(item: str | tuple[int, int], where: str) -> tuple[int, int]:

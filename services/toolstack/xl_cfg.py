@@ -2,20 +2,22 @@
 
 Every key of Xen 4.17's manual, and those that ``xl`` reads beyond it, is known: the ones that
 shape memory are interpreted as xl and libxl do, the others are parsed, returned by name and
-otherwise left alone. A key that nobody knows is an error here, although xl skips it: a misspelt
-``maxmem`` would silently build another guest.
+otherwise left alone. So are keys that nobody knows, as xl takes any; they are told apart, since a
+misspelt ``maxmem`` builds another guest. Where xl warns of a value and goes on with its default
+(a list as ``memory``, ``memory = "64 MB"``) the file is refused, for the same reason.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from protocols.errno import BadInputError
 from protocols.toolstack import GuestConfig, Vnode
-from services.toolstack.xl_syntax import NUMBER, Setting, Value, number_of, read_settings
+from services.toolstack.xl_syntax import Setting, Value, number_of, read_settings
 
 INTERPRETED_NAMES: Final = """
     name type builder memory maxmem vcpus maxvcpus hap shadow_memory vnuma mmio_hole videoram vga
@@ -43,6 +45,7 @@ OTHER_NAMES: Final = """
 """
 INTERPRETED: Final = frozenset(INTERPRETED_NAMES.split())
 OTHER: Final = frozenset(OTHER_NAMES.split())
+KNOWN: Final = INTERPRETED | OTHER
 HVM_ONLY: Final = frozenset({"mmio_hole", "videoram", "vga", "stdvga"})
 """Interpreted keys that xl reads, and libxl uses, for an HVM guest alone."""
 
@@ -51,9 +54,17 @@ MEMORY_MIN_MIB: Final = 2
 """Below it there is no room at gfn 0x100 for a kernel or hvmloader."""
 MEMORY_MAX_MIB: Final = 1 << 24
 VCPUS_MAX: Final = 512
+TYPES: Final = {
+    "type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"},
+    "builder": {"hvm": "hvm", "generic": "pv"},
+}
+"""Guest type by the values of the two keys that give it, in the order in which xl compares."""
+NAME_MAX: Final = 1024
+"""Characters of a domain's name; a path in xenstore, which holds it, has no more."""
 PNODE_MAX: Final = 254
 MMIO_HOLE_MIB: Final = (256, 3840)
 """HVM_BELOW_4G_MMIO_LENGTH and _START: what xl accepts."""
+DISTANCE: Final = re.compile(r"\s*[0-9]+\s*")
 VIDEORAM_MIB: Final = {"none": 0, "cirrus": 8, "stdvga": 16, "qxl": 128}
 """libxl's default, and its least value, for each display of qemu-xen."""
 
@@ -62,7 +73,8 @@ VIDEORAM_MIB: Final = {"none": 0, "cirrus": 8, "stdvga": 16, "qxl": 128}
 class XlConfig:
     """What an xl.cfg says about memory; sizes in MiB, defaults filled in as xl and libxl do.
 
-    ``ignored`` names the keys of the file that have no bearing on memory for this guest type.
+    ``ignored`` names the keys of the file that have no bearing on memory for this guest type,
+    ``unknown`` those that are no keys of xl.cfg(5).
     ``hap`` is carried, not judged: the host decides whether it can serve it.
     """
 
@@ -80,6 +92,7 @@ class XlConfig:
     vnodes: tuple[Vnode, ...]
     kernel: str
     ignored: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
     def guest_config(self) -> GuestConfig:
         """The part that travels; its ``vcpus`` is maxvcpus, by which libxl sizes the domain."""
@@ -107,11 +120,30 @@ def parse_xl_cfg(text: str, source: str) -> XlConfig:
     Raises:
         BadInputError: one line ``FILE:LINE: key 'KEY': expected ..., got ...``.
     """
-    settings = _Settings(source, read_settings(text, source))
-    settings.check_known()
+    return interpret(read_settings(text, source), lambda key: f"{source}:1: key {key!r}")
+
+
+def near(key: str) -> str | None:
+    """The key of xl.cfg(5) that an unknown one is most like, if it is like any."""
+    close = difflib.get_close_matches(key[:NAME_MAX], sorted(KNOWN), n=1)
+    return close[0] if close else None
+
+
+def interpret(values: Mapping[str, Setting], absent: Callable[[str], str]) -> XlConfig:
+    """Interpret settings, of whatever syntax.
+
+    Args:
+        values: the settings by key.
+        absent: what begins a complaint about a key that there is not.
+
+    Raises:
+        BadInputError: one line ``WHERE: expected ..., got ...``.
+    """
+    settings = _Settings(values, absent)
     name = settings.string("name")
-    if not name:
-        settings.fail("name", "a domain name", settings.describe("name"))
+    if not 0 < len(name) <= NAME_MAX:
+        expected = f"a domain name of at most {NAME_MAX} characters" if name else "a domain name"
+        settings.fail("name", expected, settings.describe("name"))
     guest_type = _guest_type(settings)
     vnodes, vnode_vcpus = _vnuma(settings)
     vcpus = settings.integer("vcpus", vnode_vcpus or 1, 1, VCPUS_MAX)
@@ -144,25 +176,17 @@ def parse_xl_cfg(text: str, source: str) -> XlConfig:
         videoram_mib=videoram,
         vnodes=vnodes,
         kernel=settings.string("kernel"),
-        ignored=tuple(key for key in settings.values if key in unused),
+        ignored=tuple(key for key in values if key in unused),
+        unknown=tuple(key for key in values if key not in KNOWN),
     )
 
 
 class _Settings:
-    """Parsed values with their lines: typed access, and errors that name file, line and key."""
+    """Parsed values: typed access, and errors that say where a key is."""
 
-    def __init__(self, source: str, values: dict[str, Setting]) -> None:
-        self.source = source
+    def __init__(self, values: Mapping[str, Setting], absent: Callable[[str], str]) -> None:
         self.values = values
-
-    def check_known(self) -> None:
-        """Refuse the first key that no xl.cfg has."""
-        known = INTERPRETED | OTHER
-        for key in self.values:
-            if key not in known:
-                close = difflib.get_close_matches(key, sorted(known), n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                self.fail(key, "a key of xl.cfg(5)", f"an unknown one{hint}")
+        self._absent = absent
 
     def value(self, key: str, default: Value) -> Value:
         """The value as parsed, of whatever kind."""
@@ -177,40 +201,57 @@ class _Settings:
 
     def integer(self, key: str, default: int, least: int, most: int) -> int:
         """A number, quoted or not as xl takes it, within [least, most]."""
-        value = self.value(key, default)
-        if isinstance(value, str) and re.fullmatch(NUMBER, value):
-            value = number_of(value)
-        if not isinstance(value, int) or not least <= value <= most:
+        number = self._number(key, default)
+        if number is None or not least <= number <= most:
             self.fail(key, f"a number from {least} to {most}", self.describe(key))
-        return value
+        return number
+
+    def _number(self, key: str, default: int) -> int | None:
+        setting = self.values.get(key)
+        if setting is None:
+            return default
+        if setting.added:
+            self.fail(key, "a number, which += cannot make", self.describe(key))
+        return number_of(setting.value) if isinstance(setting.value, str) else None
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """A number read as xl reads a boolean: anything but 0 is true."""
-        return self.integer(key, int(default), 0, MEMORY_MAX_MIB) != 0
+        number = self._number(key, int(default))
+        if number is None:
+            self.fail(key, "a number", self.describe(key))
+        return number != 0
 
     def describe(self, key: str) -> str:
-        """The value as a person wrote it, for an error line."""
-        return repr(self.values[key].value) if key in self.values else "none"
+        """The value much as a person wrote it, for an error line."""
+        value = self.value(key, "none")
+        bare = key not in self.values or (isinstance(value, str) and re.fullmatch(r"\d+", value))
+        return str(value) if bare else repr(value)
 
     def fail(self, key: str, expected: str, got: str) -> NoReturn:
-        """Raise the one-line error about a key; line 1 if the file does not have it."""
-        line = self.values[key].line if key in self.values else 1
-        raise BadInputError(f"{self.source}:{line}: key {key!r}: expected {expected}, got {got}")
+        """Raise the one-line error about a key."""
+        where = self.values[key].where if key in self.values else self._absent(key)
+        raise BadInputError(f"{where}: expected {expected}, got {got}")
 
 
 def _guest_type(settings: _Settings) -> str:
-    """``type``, else the older ``builder``, else xl's default for x86, which is pv."""
-    key = "type" if "type" in settings.values or "builder" not in settings.values else "builder"
-    value = settings.string(key) or "pv"
-    if key == "builder":
-        if value not in ("hvm", "generic"):
-            settings.fail(key, "'hvm' or 'generic'", settings.describe(key))
-        value = {"hvm": "hvm", "generic": "pv"}[value]
-    if value == "pv":
-        settings.fail(key, "'pvh' or 'hvm' (only HAP guests are built)", "a PV guest")
-    if value not in ("pvh", "hvm"):
-        settings.fail(key, "'pvh' or 'hvm'", settings.describe(key))
-    return value
+    """``type`` and the older ``builder``, which must agree; else xl's default for x86, which is pv.
+
+    Xl compares as many letters as are given: 'h' will do for 'hvm', and 'p' is 'pv'.
+    """
+    where, chosen = "type", ""
+    for key, names in TYPES.items():
+        if key not in settings.values:
+            continue
+        given = settings.string(key)
+        found = [name for name in names if name.startswith(given)]
+        expected = " or ".join(repr(name) for name in sorted(names, reverse=True) if name != "pv")
+        if not found or chosen not in ("", names[found[0]]):
+            agreeing = f"{expected}, as 'type' says" if found else expected
+            settings.fail(key, agreeing, settings.describe(key))
+        where, chosen = key, names[found[0]]
+    if chosen in ("", "pv"):
+        settings.fail(where, "'pvh' or 'hvm' (only HAP guests are built)", "a PV guest")
+    return chosen
 
 
 def _display(settings: _Settings) -> tuple[str, int]:
@@ -248,6 +289,8 @@ def _vnuma(settings: _Settings) -> tuple[tuple[Vnode, ...], int]:
     specs = settings.value("vnuma", [])
     if not isinstance(specs, list):
         settings.fail("vnuma", "a list of vnode lists", settings.describe("vnuma"))
+    if len(specs) > VCPUS_MAX:
+        settings.fail("vnuma", f"at most {VCPUS_MAX} vnodes", f"{len(specs)}")
     vnodes: list[Vnode] = []
     vcpus: list[int] = []
     for number, spec in enumerate(specs):
@@ -256,9 +299,12 @@ def _vnuma(settings: _Settings) -> tuple[tuple[Vnode, ...], int]:
         size = _vnode_number(settings, number, "size", options, (1, MEMORY_MAX_MIB))
         vnodes.append(Vnode(pnode=pnode, size_mib=size))
         vcpus.extend(_vnode_vcpus(settings, number, options))
+        if len(vcpus) > VCPUS_MAX:
+            settings.fail("vnuma", f"at most {VCPUS_MAX} vcpus", "more")
         distances = options.get("vdistances")
-        if distances is not None and not re.fullmatch(
-            rf"\s*\d+\s*(,\s*\d+\s*){{{len(specs) - 1}}}", distances
+        numbers = [] if distances is None else distances.split(",")
+        if distances is not None and (
+            len(numbers) != len(specs) or not all(map(DISTANCE.fullmatch, numbers))
         ):
             settings.fail("vnuma", f"vnode {number} with {len(specs)} vdistances", repr(distances))
     if sorted(vcpus) != list(range(len(vcpus))):
@@ -292,7 +338,7 @@ def _vnode_vcpus(settings: _Settings, number: int, options: dict[str, str]) -> l
     """The vCPUs of a cpu list such as ``0-3,5``."""
     found: list[int] = []
     for part in options.get("vcpus", "").split(","):
-        match = re.fullmatch(r"\s*(\d{1,3})\s*(?:-\s*(\d{1,3})\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,3})\s*(?:-\s*([0-9]{1,3})\s*)?", part)
         if match is None or int(match[1]) > int(match[2] or match[1]):
             expected = f"vnode {number} with vcpus such as 0-3,5"
             settings.fail("vnuma", expected, repr(options.get("vcpus", "")))

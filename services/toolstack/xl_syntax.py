@@ -1,8 +1,12 @@
 """The syntax of xl.cfg(5): text to values with line numbers; what keys mean is not known here.
 
-``key = value`` and ``key += value``, ended by a newline or ``;``. A value is a number (decimal, 0x
-hexadecimal, 0 octal), a string in single or double quotes with C escapes, or a list of values in
+``key = value`` and ``key += value``, ended by a newline or ``;``. A value is a string in single or
+double quotes with C escapes, a number, which is a string without quotes, or a list of values in
 brackets over any number of lines, a comma after the last one allowed. ``#`` starts a comment.
+
+All that xl takes (tools/libs/util/libxlu_cfg_l.l and _y.y) means the same here. Taken beyond it,
+as it can mean one thing only: CRLF, a byte order mark, a comment that the file ends in, 0xABCD in
+capitals, and the numeric escapes that xl's manual promises.
 """
 
 from __future__ import annotations
@@ -16,15 +20,19 @@ from protocols.errno import BadInputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Value: TypeAlias = "int | str | list[Value]"
+Value: TypeAlias = "str | list[Value]"
 
-NUMBER: Final = r"0[xX][0-9a-fA-F]{1,16}|0[0-7]{0,21}|[1-9][0-9]{0,18}"
-"""What fits strtoul's 64 bits, more or less."""
+KEY: Final = r"[a-z][a-z0-9._]*"
+NUMBER: Final = re.compile(
+    r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]{1,16})|0([0-7]{0,21})|([1-9][0-9]{0,18}))"
+)
+"""What ``strtol`` with base 0 takes whole: blanks before it, a sign, hexadecimal, octal, decimal."""
+NUMBER_MAX: Final = (1 << 63) - 1
 DEPTH_MAX: Final = 16
 TOKEN: Final = re.compile(
     rf"""(?P<skip>[ \t\r]+|\#[^\n]*)
-      | (?P<number>(?:{NUMBER})\b)
-      | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<number>[0-9][0-9a-fA-FxX]*)
+      | (?P<word>{KEY})
       | (?P<string>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")
       | (?P<sign>\+=|[=\[\],;\n])""",
     re.VERBOSE,
@@ -36,10 +44,11 @@ ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The value of a key, and the line of its last assignment."""
+    """A key's value, what begins a complaint about it, and whether ``+=`` made it."""
 
     value: Value
-    line: int
+    where: str
+    added: bool = False
 
 
 def read_settings(text: str, source: str) -> dict[str, Setting]:
@@ -51,9 +60,21 @@ def read_settings(text: str, source: str) -> dict[str, Setting]:
     return _Reader(text, source).settings()
 
 
-def number_of(text: str) -> int:
-    """The number that a match of NUMBER spells, as ``strtoul`` with base 0 reads it."""
-    return int(text, 8) if re.fullmatch(r"0[0-7]+", text) else int(text, 0)
+def number_of(text: str) -> int | None:
+    """The number that a string spells for ``strtol`` with base 0; None if there is more, or none.
+
+    Blanks may be before a number but not after it, and it fits 64 bits with its sign.
+    """
+    match = NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, hexadecimal, octal, decimal = match.groups()
+    if hexadecimal:
+        number = int(hexadecimal, 16)
+    else:
+        number = int(decimal) if decimal else int(octal or "0", 8)
+    number = -number if sign == "-" else number
+    return number if -NUMBER_MAX <= number <= NUMBER_MAX else None
 
 
 class _Reader:
@@ -63,7 +84,7 @@ class _Reader:
         self._source = source
         self._line = 1
         self._key = ""
-        self._tokens = _tokens(text)
+        self._tokens = _tokens(text.removeprefix("\ufeff"))
         self._kind, self._text = next(self._tokens)
 
     def settings(self) -> dict[str, Setting]:
@@ -80,7 +101,7 @@ class _Reader:
                 self._fail("the end of the line or ;", self._text)
             if sign == "+=" and key in found:
                 value = self._append(found[key].value, value)
-            found[key] = Setting(value, line)
+            found[key] = Setting(value, f"{self._source}:{line}: key {key!r}", added=sign == "+=")
             self._key = ""
         return found
 
@@ -100,7 +121,7 @@ class _Reader:
         if kind not in ("number", "string"):
             self._fail("a quoted string, a number or a list", text)
         self._next()
-        return number_of(text) if kind == "number" else ESCAPE.sub(_unescape, text[1:-1])
+        return text if kind == "number" else _whole(ESCAPE.sub(_unescape, text[1:-1]))
 
     def _list(self, depth: int) -> Value:
         items: list[Value] = []
@@ -147,7 +168,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
     while place < len(text):
         match = TOKEN.match(text, place)
         if match is None:
-            yield "foreign", text[place:].split("\n", 1)[0].strip()[:40]
+            yield "foreign", text[place : place + 80].split("\n", 1)[0].strip()[:40]
             return
         place = match.end()
         kind = match.lastgroup or ""
@@ -157,7 +178,14 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _kind(value: Value) -> str:
-    return {int: "a number", str: "a string", list: "a list"}[type(value)]
+    return "a list" if isinstance(value, list) else "a string"
+
+
+def _whole(text: str) -> str:
+    """Text that can be encoded: bytes that are not UTF-8 stand as ``\\xe9``, as they are shown."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _unescape(match: re.Match[str]) -> str:

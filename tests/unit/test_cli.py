@@ -58,7 +58,6 @@ def text(folder, name, content):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (GUEST + "memroy = 5\n", "memroy"),
         ("name = 'a'\ntype = 'pvh'\nmemory = 'much'\n", "memory"),
         ("name = 'a'\ntype = 'pvh'\nmemory = 0\n", "memory"),
         ("name = 'a'\ntype = 'pvh'\nmemory = -4\n", "memory"),
@@ -78,6 +77,41 @@ def test_bad_guests(refuse, folder, content, line):
     message = refuse("launch", path, *LOCAL, "--trace", "t.bin", "--dump-p2m", "out")
     assert path in message
     assert line in message
+
+
+UNKNOWN = "guest.cfg: memroy (did you mean memory?), qqqqqq"
+
+
+def test_unknown_keys_are_one_warning(folder, capsys):
+    path = text(folder, "guest.cfg", GUEST + "memroy = 5\nqqqqqq = []\n")
+    also = text(folder, "b.cfg", GUEST.replace("'a'", "'b'") + "colour = 1\n")
+    assert run(["launch", path, also, *LOCAL, "--json", "r.json"]) == 0
+    warning = f"shatterproof: warning: unknown keys, not used: {UNKNOWN}; b.cfg: colour\n"
+    assert capsys.readouterr().err == warning
+    assert json.loads((folder / "r.json").read_text())["unknown_keys"] == [
+        {"source": "guest.cfg", "key": "memroy"},
+        {"source": "guest.cfg", "key": "qqqqqq"},
+        {"source": "b.cfg", "key": "colour"},
+    ]
+
+
+def test_unknown_keys_of_many_files_are_still_one_line(folder, capsys):
+    lines = "".join(f"q{number} = 1\n" for number in range(30))
+    paths = [
+        text(folder, f"{number}.cfg", GUEST.replace("'a'", f"'g{number}'") + lines)
+        for number in range(9)
+    ]
+    assert run(["launch", *paths, *LOCAL]) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert len(err) <= 301
+    assert err.endswith("5 more\n")
+
+
+def test_strict_refuses_unknown_keys(folder, refuse):
+    path = text(folder, "guest.cfg", GUEST + "memroy = 5\nqqqqqq = []\n")
+    for command in (["launch", *LOCAL], ["audit", "--runtime", "local"]):
+        assert f"--strict: unknown keys: {UNKNOWN}" in refuse(*command, path, "--strict")
 
 
 @pytest.mark.parametrize(

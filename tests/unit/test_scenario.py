@@ -113,8 +113,8 @@ DOMAIN = '[[domains]]\nname = "x"\nmemory = 64\ntype = "pvh"\n'
         (DOMAIN + "[host]\nmemory = '32MiB'\n", "memory 64 MiB: expected at most the host's 32"),
         (DOMAIN + "[host]\npaging = 'vtd'\n", "host.paging: invalid enum value 'vtd'"),
         (DOMAIN + "[host]\nnodes = 0\n", "host.nodes: expected `int` >= 1"),
-        (DOMAIN + "memroy = 3\n", "domains[0]"),
-        (DOMAIN + "maxmem = 32\n", "key 'maxmem': expected at least memory, 64"),
+        (DOMAIN + "memroy = 3\n", "domains[0].memroy: unknown key, did you mean 'memory'?"),
+        (DOMAIN + "maxmem = 32\n", "domains[0].maxmem: expected at least memory, 64"),
         (DOMAIN + "hap = 0\n", "hap=0: expected hap=1"),
         (DOMAIN + "count = 0\n", "domains[0].count: expected `int` >= 1"),
         (DOMAIN + "config = 'none.cfg'\n", "domains[0].config: there is no file none.cfg"),
@@ -152,7 +152,7 @@ def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "none.cfg", tmp_path / "none.toml"):
         with pytest.raises(BadInputError, match="cannot be read"):
             load(path)
-    binary = tmp_path / "binary.cfg"
+    binary = tmp_path / "binary.toml"
     binary.write_bytes(b"name = '\xff'")
     with pytest.raises(BadInputError, match="byte 8 is not UTF-8"):
         load(binary)
