@@ -33,6 +33,8 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _batch_decoder: Final = msgspec.msgpack.Decoder(Batch)
 _envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
 _envelopes_decoder: Final = msgspec.msgpack.Decoder(list[Envelope])
+_UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""Whatever the decoder says about bytes that are not what they should be."""
 _ENVELOPE_FIELDS: Final = ("src", "dst", "msg_id", "in_reply_to", "body")
 
 
@@ -49,7 +51,7 @@ def decode_batch(data: bytes) -> Batch:
     """
     try:
         batch = _batch_decoder.decode(data)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except _UNFIT as error:
         raise ProtocolError(_explain(error, data, prefix=2)) from None
     if batch.version != PROTOCOL_VERSION:
         msg = f"batch version {batch.version}, expected {PROTOCOL_VERSION}"
@@ -70,7 +72,7 @@ def decode_envelope(data: bytes) -> Envelope:
     """
     try:
         return _envelope_decoder.decode(data)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except _UNFIT as error:
         raise ProtocolError(_explain(error, data, prefix=0)) from None
 
 
@@ -87,7 +89,7 @@ def decode_envelopes(data: bytes) -> list[Envelope]:
     """
     try:
         return _envelopes_decoder.decode(data)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except _UNFIT as error:
         raise ProtocolError(str(error)) from None
 
 
@@ -99,7 +101,7 @@ def _explain(error: Exception, data: bytes, prefix: int) -> str:
         return text
     try:
         raw: Any = msgspec.msgpack.decode(data)
-    except msgspec.DecodeError:
+    except _UNFIT:
         return text
     path = [int(step) if step.isdigit() else None for step in re.findall(r"\[([^\]]*)\]", text)]
     for step in path[:prefix]:

@@ -16,10 +16,11 @@ from deploy.world import make_component
 from protocols.codec import decode_envelope
 from protocols.control import P2mSnapshotReply, SnapshotP2m
 from protocols.envelope import Envelope
-from protocols.errno import BadInputError, ProtocolError
+from protocols.errno import BadInputError, ComponentFailureError, ProtocolError
 from protocols.trace import ID_SHIFT
 from services.component.host import Host
 from services.heap.host import HostConfig
+from services.p2m.geometry import GEOMETRIES
 from services.trace.frame import Trace
 
 
@@ -32,12 +33,7 @@ def retrace(trace: Trace) -> ReplayReport:
     """
     if trace.truncated:
         raise BadInputError(f"{trace.header['cut']}; a replay needs the whole run")
-    try:
-        config = msgspec.convert(trace.header["host"], HostConfig)
-        sent = {number: decode_envelope(data) for number, data in trace.requests.items()}
-    except (msgspec.ValidationError, ProtocolError) as error:
-        raise BadInputError(f"{trace.source}: {error}") from None
-    hosts = _deliver(trace, config, sent)
+    hosts = _deliver(trace, _host(trace), _sent(trace))
     report = ReplayReport(trace.source, trace.updates.rows, trace.updates.rows)
     report.messages = _kinds(trace)
     updates = dict(zip(*np.unique(trace.updates["domid"], return_counts=True), strict=True))
@@ -56,6 +52,56 @@ def retrace(trace: Trace) -> ReplayReport:
     return report
 
 
+def _host(trace: Trace) -> HostConfig:
+    """The host of the run.
+
+    Raises:
+        BadInputError: tables of its format cannot map so, or all of its memory.
+    """
+    host = msgspec.convert(trace.header["host"], HostConfig)
+    geometry = GEOMETRIES[host.paging]
+    orders = tuple(sorted({*geometry.leaf_orders} & {0, *host.leaf_orders}, reverse=True))
+    if host.leaf_orders != orders:
+        raise BadInputError(
+            f"{trace.source}: header: host: leaf orders {list(host.leaf_orders)}, expected 0 and "
+            f"others of {list(geometry.leaf_orders)} with {host.paging} tables, descending"
+        )
+    if host.ram_start + host.ram_frames > geometry.mfn_limit:
+        raise BadInputError(
+            f"{trace.source}: header: host: {host.ram_frames} frames from {host.ram_start:#x}, "
+            f"expected all below {geometry.mfn_limit:#x} with {host.paging} tables"
+        )
+    return host
+
+
+def _sent(trace: Trace) -> dict[int, Envelope]:
+    """What the client sent, by id.
+
+    Raises:
+        BadInputError: one cannot be read, or is of another id than the file says.
+    """
+    sent: dict[int, Envelope] = {}
+    for number, data in trace.requests.items():
+        name = trace.name_of(number)
+        try:
+            envelope = decode_envelope(data)
+        except ProtocolError as error:
+            raise BadInputError(f"{trace.source}: request {name}: {error}") from None
+        if f"{envelope.src}#{envelope.msg_id}" != name:
+            raise BadInputError(
+                f"{trace.source}: request {name}: the envelope is {envelope.src}#{envelope.msg_id}"
+            )
+        sent[number] = envelope
+    return sent
+
+
+def _make(trace: Trace, name: str, config: HostConfig) -> Host:
+    try:
+        return Host(make_component(name, config))
+    except ProtocolError as error:
+        raise BadInputError(f"{trace.source}: {error}") from None
+
+
 def _sequences(trace: Trace) -> dict[str, list[int]]:
     """The ids that each component was given, in order."""
     m = trace.messages
@@ -71,7 +117,7 @@ def _sequences(trace: Trace) -> dict[str, list[int]]:
 def _deliver(trace: Trace, config: HostConfig, sent: dict[int, Envelope]) -> dict[str, Host]:
     sequences = _sequences(trace)
     numbers = {name: number for number, name in enumerate(trace.names)}
-    hosts = {name: Host(make_component(name, config)) for name in sequences}
+    hosts = {name: _make(trace, name, config) for name in sequences}
     taken = dict.fromkeys(sequences, 0)
     moved = True
     while moved:
@@ -83,12 +129,32 @@ def _deliver(trace: Trace, config: HostConfig, sent: dict[int, Envelope]) -> dic
                     break
                 taken[name] += 1
                 moved = True
-                for out in hosts[name].deliver(envelope):
+                for out in _delivered(trace, hosts[name], taken[name], envelope):
                     # What nobody was ever given is of no consequence.
                     if out.src in numbers:
                         sent[numbers[out.src] << ID_SHIFT | out.msg_id] = out
     _check_all_taken(trace, sequences, taken)
     return hosts
+
+
+def _delivered(trace: Trace, host: Host, nr: int, envelope: Envelope) -> list[Envelope]:
+    """What a component sends because of its delivery number ``nr``.
+
+    Raises:
+        BadInputError: it is for somebody else, or the component cannot be given that now.
+    """
+    try:
+        if envelope.dst != host.name:
+            raise ProtocolError(f"the envelope is for {envelope.dst}")
+        return host.deliver(envelope)
+    except ComponentFailureError as error:
+        reason = error.reason
+    except ProtocolError as error:
+        reason = str(error)
+    raise BadInputError(
+        f"{trace.source}: {host.name}: delivery {nr}, {envelope.src}#{envelope.msg_id}, cannot be "
+        f"replayed: {reason}"
+    )
 
 
 def _check_all_taken(

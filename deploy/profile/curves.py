@@ -8,13 +8,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from services.trace.domains import LEAF_ORDERS, TYPE_NAMES
+from services.trace.domains import LEAF_ORDERS, TEARDOWN, TYPE_NAMES
 from services.trace.frame import Trace
 from services.trace.stats import groups
 from services.trace.superpages import COMPILE_FROM, POD, Flags, GfnMaps, Leaves
 
 STEPS_MAX: Final = 150_000
-TEARDOWN: Final = "p2m_teardown"
 Table = npt.NDArray[np.int64]
 
 
@@ -80,8 +79,8 @@ class _Lives:
     def __init__(self, trace: Trace) -> None:
         u, m = trace.updates, trace.messages
         downs: dict[int, Table] = {} if m.rows else trace.domids_given_again()
-        if m.rows and TEARDOWN in trace.kinds:
-            gone = np.flatnonzero(m["kind"] == list(trace.kinds).index(TEARDOWN))
+        if m.rows:
+            gone = trace.rows_of_kind(TEARDOWN)
             for domid, rows in groups(m["domid"][gone]):
                 downs[domid] = np.sort(m["started"][gone[rows]])
         self.domid_of: list[int] = []

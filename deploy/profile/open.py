@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Any
 
 from deploy.profile import CPU_HZ
-from deploy.profile.unpack import kind_of, unpack
+from deploy.profile.unpack import MARK_MAX, kind_of, other_kind, unpack
 from protocols.errno import BadInputError
 from services.trace.blocks import (
-    NAMES,
-    REQUESTS,
-    Block,
     frame_of,
     is_trace,
-    read_body,
     read_layout,
-    unpack_column,
+    read_names,
+    read_requests,
 )
+from services.trace.checked import RECORDED, Limits
 from services.trace.frame import Trace
 from services.trace.xen_frames import read_trace
 
@@ -62,8 +59,12 @@ def read_part(path: Path) -> tuple[memoryview, str]:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(6)
+            start = file.read(MARK_MAX)
             mark = kind_of(start)
+            if other_kind(start):
+                raise BadInputError(
+                    f"{path}: a {other_kind(start)} archive; expected .xz, .gz, or none"
+                )
             if mark is not None:
                 data, cut = unpack(path, mark)
                 return memoryview(data), cut
@@ -79,36 +80,24 @@ def own_trace(data: memoryview, source: str) -> Trace:
     """A trace of ours.
 
     Raises:
-        BadInputError: another version, or a file that breaks off in its header.
+        BadInputError: another version, a file that breaks off in its header, or one that says what
+            cannot be. Of a table that is said when one of its columns is first asked for.
     """
     header, blocks, cut = read_layout(data, source)
-    names: list[str] = []
-    for block in blocks:
-        if block.table == NAMES:
-            names += read_body(data, block, source)[NAMES]
-    frames = {table: frame_of(data, blocks, table, source) for table in header["tables"]}
-    trace = Trace(
+    names = read_names(data, blocks, source)
+    limits = Limits(len(names), len(header["kinds"]))
+    frames = {table: frame_of(data, blocks, table, limits, source) for table in RECORDED}
+    return Trace(
         source=source,
         format="shatterproof",
         header={**header, "cut": cut},
         ticks_per_s=float(header["clock"]["ticks_per_s"]),
         kinds=header["kinds"],
         names=names,
+        records=sum(frame.rows for frame in frames.values()),
+        truncated=bool(cut),
+        requests=read_requests(data, blocks, limits, source),
         messages=frames["messages"],
         updates=frames["updates"],
         events=frames["events"],
-        truncated=bool(cut),
     )
-    trace.records = sum(frame.rows for frame in (trace.messages, trace.updates, trace.events))
-    trace.requests = _requests(data, blocks, source)
-    return trace
-
-
-def _requests(data: memoryview, blocks: list[Block], source: str) -> dict[int, bytes]:
-    requests: dict[int, bytes] = {}
-    for block in blocks:
-        if block.table == REQUESTS:
-            body: dict[str, Any] = read_body(data, block, source)
-            ids = unpack_column(body["id"], block.rows, "<u8").tolist()
-            requests.update(zip(ids, body["data"], strict=True))
-    return requests

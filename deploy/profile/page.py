@@ -67,10 +67,11 @@ class Block:
         values = column.astype(np.int64)
         if not len(values):
             return {"base": 0, "width": 0, "sum": 0, "at": 0}
-        steps = np.diff(values, prepend=values[:1])
-        rising = len(values) > 1 and int(steps.min()) >= 0
+        rising = len(values) > 1 and bool((values[1:] >= values[:-1]).all())
         base = int(values[0]) if rising else int(values.min())
-        deltas = steps if rising else values - base
+        # Modulo 2**64 no difference is too large.
+        steps = np.diff(values, prepend=values[:1]) if rising else values - base
+        deltas = steps.view(np.uint64)
         top = int(deltas.max())
         width, kind = next((each for each in WIDTHS if top < 1 << 8 * each[0]), (8, "<f8"))
         at = len(self.data)
@@ -217,7 +218,7 @@ def _calls(trace: Trace, block: Block) -> dict[str, Any]:
 
 def _calls_of(trace: Trace) -> dict[int, Calls]:
     """As the report has them; of a part of a xentrace nothing, as its causes are those of all."""
-    if trace.messages.rows:
+    if not trace.is_xens:
         return populates(trace, None)
     if not _knows_causes(trace):
         return {}
@@ -242,7 +243,7 @@ def _updates(trace: Trace, messages: Column, flags: Flags | None, block: Block) 
     )
     rows = by_time[rows]
     cause = u["cause"][rows]
-    if trace.messages.rows:
+    if not trace.is_xens:
         by = table_rows(trace.messages["id"][messages], cause)
     else:
         by = _hypercall_of(trace)[rows]

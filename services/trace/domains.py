@@ -19,6 +19,8 @@ from services.trace.stats import bin_of, edges_of, groups
 from services.trace.superpages import Flags, GfnMap
 from services.trace.xen_populates import xen_populates
 
+TEARDOWN: Final = "p2m_teardown"
+"""The message with which all that a domain had mapped is forgotten."""
 SERIES_BINS: Final = 240
 SERIES_CELLS: Final = 24_000
 """Bins of all domains together: as many as a hundred have that have each all they may."""
@@ -100,19 +102,7 @@ def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
         for domid, rows in groups(frame["domid"]) if frame.rows else []:
             setattr(found.setdefault(domid, Rows()), name, rows)
     m = trace.messages
-    if m.rows:
-        for domid in np.unique(m["domid"]).tolist():
-            found.setdefault(domid, Rows())
-        kinds = list(trace.kinds)
-        keep = None if selection.everything else selection.messages(m, kinds)
-        for domid, calls in populates(trace, keep).items():
-            found[domid].calls = calls
-        downs = np.flatnonzero(m["kind"] == kinds.index("p2m_teardown"))
-        for domid, rows in groups(m["domid"][downs]):
-            found[domid].downs = np.sort(m["started"][downs[rows]])
-        for each in found.values():
-            each.calls = each.calls or NO_CALLS
-    else:
+    if trace.is_xens:
         downs, updates = trace.domids_given_again(), trace.updates_before_given_again()
         for domid in found.keys() & downs.keys():
             each = found[domid]
@@ -121,6 +111,17 @@ def _rows(trace: Trace, selection: Selection) -> dict[int, Rows]:
         calls, unknown = xen_populates(trace, selection, downs)
         for domid, each in calls.items():
             found[domid].calls, found[domid].unknown = each, unknown.get(domid, 0)
+    elif m.rows:
+        for domid in np.unique(m["domid"]).tolist():
+            found.setdefault(domid, Rows())
+        keep = None if selection.everything else selection.messages(m, list(trace.kinds))
+        for domid, calls in populates(trace, keep).items():
+            found[domid].calls = calls
+        downs = trace.rows_of_kind(TEARDOWN)
+        for domid, rows in groups(m["domid"][downs]):
+            found[domid].downs = np.sort(m["started"][downs[rows]])
+        for each in found.values():
+            each.calls = each.calls or NO_CALLS
     return {
         domid: rows
         for domid, rows in found.items()

@@ -120,6 +120,16 @@ class Trace:
         }
 
     @property
+    def is_xens(self) -> bool:
+        """Whether Xen wrote it: its causes are hypercalls, and of messages it knows nothing."""
+        return self.format == "xentrace"
+
+    def rows_of_kind(self, kind: str) -> npt.NDArray[np.int64]:
+        """The rows of all messages of a kind."""
+        number = list(self.kinds).index(kind) if kind in self.kinds else -1
+        return np.flatnonzero(self.messages["kind"] == number)
+
+    @property
     def unit(self) -> str:
         """What a tick is: ``s`` fractions, or ``steps``."""
         return "s" if self.ticks_per_s else "steps"

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from protocols.message import EXTENTS_MAX
 from services.trace.frame import Mask, Trace
 from services.trace.stats import groups
 
@@ -65,12 +66,9 @@ NO_CALLS: Final = Calls(*(np.zeros(0, dtype=np.int64) for _ in range(4)))
 def populates(trace: Trace, keep: Mask | None) -> dict[int, Calls]:
     """The calls of each domain that has some, of the messages in ``keep`` (None: all)."""
     m = trace.messages
-    if not m.rows or KIND not in trace.kinds:
-        return {}
-    is_call = m["kind"] == trace.kinds.index(KIND)
+    calls = trace.rows_of_kind(KIND)
     if keep is not None:
-        is_call &= keep
-    calls = np.flatnonzero(is_call)
+        calls = calls[keep[calls]]
     calls = calls[np.argsort(m["started"][calls], kind="stable")]
     if not len(calls):
         return {}
@@ -80,8 +78,10 @@ def populates(trace: Trace, keep: Mask | None) -> dict[int, Calls]:
     at = np.minimum(np.searchsorted(ids[by_id], m["reply_to"][answers]), len(ids) - 1)
     mine = ids[by_id[at]] == m["reply_to"][answers]
     done = np.zeros(len(calls), dtype=np.int64)
-    done[by_id[at[mine]]] = m["nr"][answers[mine]]
-    columns = (m["started"][calls], m["order"][calls].astype(np.int64), m["nr"][calls], done)
+    # A file may say of any message that it is about more extents than fit into one.
+    done[by_id[at[mine]]] = np.minimum(m["nr"][answers[mine]], EXTENTS_MAX)
+    asked = np.minimum(m["nr"][calls], EXTENTS_MAX)
+    columns = (m["started"][calls], m["order"][calls].astype(np.int64), asked, done)
     return {
         domid: Calls(*(column[rows] for column in columns))
         for domid, rows in groups(m["domid"][calls])

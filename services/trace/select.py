@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from protocols.frames import FRAME_MAX
 from services.trace.frame import Column, Frame, Mask, Trace
 
 
@@ -47,7 +48,7 @@ class Selection:
             end = np.where(frame["ended"] >= 0, frame["ended"], frame["started"])
             keep &= (end >= self.between[0]) & (frame["sent"] < self.between[1])
         if self.gfns is not None:
-            extents = np.maximum(frame["nr"], 1).astype(np.uint64)
+            extents = np.clip(frame["nr"], 1, FRAME_MAX).astype(np.uint64)
             size = extents << np.maximum(frame["order"], 0).astype(np.uint64)
             known = frame["gfn"] != np.uint64((1 << 64) - 1)
             keep &= known & _overlaps(frame, np.where(known, size, np.uint64(0)), self.gfns)

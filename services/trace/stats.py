@@ -22,8 +22,10 @@ def service_of(name: str) -> str:
 
 def services(names: Sequence[str]) -> tuple[list[str], Indices]:
     """The services of a list of addresses, and for each address the number of its service."""
-    found = sorted({service_of(name) for name in names})
-    return found, np.array([found.index(service_of(name)) for name in names], dtype=np.int64)
+    of = [service_of(name) for name in names]
+    found = sorted(set(of))
+    numbers = {service: number for number, service in enumerate(found)}
+    return found, np.array([numbers[service] for service in of], dtype=np.int64)
 
 
 def percentiles(values: Column) -> dict[str, int]:
@@ -35,8 +37,16 @@ def percentiles(values: Column) -> dict[str, int]:
     parted = np.partition(values, [*ranks, top])
     p50, p90, p99 = (int(parted[rank]) for rank in ranks)
     return {
-        "p50": p50, "p90": p90, "p99": p99, "max": int(parted[top]), "total": int(values.sum()),
+        "p50": p50, "p90": p90, "p99": p99, "max": int(parted[top]), "total": total(values),
     }  # fmt: skip
+
+
+def total(ticks: Column) -> int:
+    """The sum of so many ticks, which may be more than 63 bits hold."""
+    most = max(int(ticks.max()), -int(ticks.min())) if len(ticks) else 0
+    if most * len(ticks) < 1 << 63:
+        return int(ticks.sum())
+    return (int((ticks >> 32).sum()) << 32) + int((ticks & 0xFFFF_FFFF).sum())
 
 
 class Times:
@@ -186,7 +196,7 @@ def _locks(trace: Trace, times: Times) -> list[dict[str, Any]]:
         {
             "name": trace.names[component],
             "waits": len(rows),
-            "total": int(times.lock[waited[rows]].sum()),
+            "total": total(times.lock[waited[rows]]),
             "max": int(times.lock[waited[rows]].max()),
         }
         for component, rows in groups(trace.messages["dst"][waited])

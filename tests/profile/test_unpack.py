@@ -7,6 +7,7 @@ import lzma
 import pytest
 
 from deploy.cli.main import run
+from deploy.profile import unpack
 from deploy.profile.open import open_trace, read_file
 from protocols.errno import BadInputError
 from tests.profile.test_page import CAPTURE
@@ -112,3 +113,47 @@ def test_what_needs_all_of_it_is_refused(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress], ids=["xz", "gz"])
+def test_a_small_archive_may_not_hold_much(shown, pack, monkeypatch):
+    monkeypatch.setattr(unpack, "ROOM", 1 << 20)
+    status, found, err = shown(pack(bytes(8 << 20)))
+    assert (status, found) == (2, None)
+    assert "that holds more than 100 times as many and 1 MiB" in err
+    parts = b"".join(pack(bytes(1 << 18)) for _ in range(8))
+    assert "that holds more than 100 times" in shown(parts)[2]
+    monkeypatch.setattr(unpack, "ROOM", 0)
+    assert shown(pack(RAW))[0] == 0
+
+
+def test_a_small_archive_may_not_ask_for_much(shown):
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    packed = lzma.compress(RAW[:999], filters=filters)
+    assert shown(packed)[2] == "shatterproof: t: damaged archive: Memory usage limit exceeded\n"
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress], ids=["xz", "gz"])
+@pytest.mark.parametrize("inner", ["xz", "gz"])
+def test_an_archive_in_an_archive_is_one_line(shown, pack, inner):
+    status, found, err = shown(pack(PACKED[inner]))
+    assert (status, found) == (2, None)
+    assert err == "shatterproof: t: an archive in an archive; expected a trace in it\n"
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_what_is_behind_an_archive_is_told(shown, kind):
+    status, found, err = shown(PACKED[kind] + b"\0garbage")
+    assert status == 2
+    assert err.startswith("shatterproof: t: 7 bytes behind the archive are none: the first ")
+    assert err.count("\n") == 1
+    assert found["records"] == open_trace(CAPTURE).records
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh9", "bzip2"), (b"PK\3\4", "zip")]
+)
+def test_other_archives_are_named(shown, start, name):
+    status, found, err = shown(start + bytes(60))
+    assert (status, found) == (2, None)
+    assert err == f"shatterproof: t: a {name} archive; expected .xz, .gz, or none\n"
