@@ -30,6 +30,9 @@ ORDER_LIMIT: Final = 20
 INVALID_FRAME: Final = (1 << 64) - 1
 """INVALID_MFN = INVALID_GFN = all ones; also INVALID_M2P_ENTRY."""
 
+EXTENTS_MAX: Final = 1 << 20
+"""Most extents in one message. Xen takes 2**26 - 1; ours stay far below a Ray object's cost."""
+
 FRAME_MAX: Final = (1 << 40) - 1
 """Largest frame number that fits the 40-bit frame field of a 64-bit page-table entry."""
 

@@ -11,15 +11,12 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from protocols.frames import DOMID_FIRST_RESERVED, FRAME_MAX, ORDER_LIMIT
+from protocols.frames import DOMID_FIRST_RESERVED, EXTENTS_MAX, FRAME_MAX, ORDER_LIMIT
 
 R_co = TypeVar("R_co", covariant=True)
 
 PROTOCOL_VERSION = 1
 """Bumped whenever a message changes shape; a batch of another version is refused whole."""
-
-EXTENTS_MAX = 1 << 20
-"""Most extents in one message. Xen takes 2**26 - 1; ours stay far below a Ray object's cost."""
 
 Domid = Annotated[int, msgspec.Meta(ge=0, lt=DOMID_FIRST_RESERVED)]
 Frame = Annotated[int, msgspec.Meta(ge=0, le=FRAME_MAX)]

@@ -14,9 +14,9 @@ from deploy.runtime import Runtime
 from protocols import envelope
 from protocols.control import LeafTable, P2mSnapshotReply, SnapshotP2m
 from protocols.errno import BadInputError, Errno, ShatterproofError
-from protocols.frames import FrameArray, pack
+from protocols.frames import EXTENTS_MAX, FrameArray, pack
 from protocols.memory import Status
-from protocols.message import EXTENTS_MAX, Message, Request
+from protocols.message import Message, Request
 from protocols.p2m import P2mCreate, P2mPoolAdd, P2mSetEntry, P2mUpdated
 from protocols.p2m_types import P2mType
 from services.trace.xentrace import P2mUpdates

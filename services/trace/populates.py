@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from protocols.message import EXTENTS_MAX
+from protocols.frames import EXTENTS_MAX
 from services.trace.frame import Mask, Trace
 from services.trace.stats import groups
 
