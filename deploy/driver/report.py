@@ -66,7 +66,7 @@ class RunReport:
         return not self.violations and all(domain.error is None for domain in self.domains)
 
     def to_json(self) -> dict[str, Any]:
-        """The report for machines; frames are 4 KiB. ``unknown_keys`` are there if there are any."""
+        """The report for machines; frames are 4 KiB; ``unknown_keys`` if there are any."""
         violations = self.violations
         last = self.audits[-1] if self.audits else None
         unknown = [{"source": source, "key": key} for source, key in self.unknown_keys]

@@ -26,7 +26,7 @@ KEY: Final = r"[a-z][a-z0-9._]*"
 NUMBER: Final = re.compile(
     r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]{1,16})|0([0-7]{0,21})|([1-9][0-9]{0,18}))"
 )
-"""What ``strtol`` with base 0 takes whole: blanks before it, a sign, hexadecimal, octal, decimal."""
+"""What ``strtol`` with base 0 takes whole: blanks, a sign, hexadecimal, octal or decimal."""
 NUMBER_MAX: Final = (1 << 63) - 1
 DEPTH_MAX: Final = 16
 TOKEN: Final = re.compile(
@@ -182,7 +182,7 @@ def _kind(value: Value) -> str:
 
 
 def _whole(text: str) -> str:
-    """Text that can be encoded: bytes that are not UTF-8 stand as ``\\xe9``, as they are shown."""
+    """Text that can be encoded: a byte that is not UTF-8 becomes its number, as it is shown."""
     if text.isascii():
         return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
