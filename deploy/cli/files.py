@@ -79,7 +79,7 @@ def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
 
 def write_json(report: dict[str, Any], target: str) -> None:
     """The report to a file, or to standard output for ``-``."""
-    text = indented(report) + "\n"
+    text = indented(report).replace("\x7f", "\\u007f") + "\n"
     if target == "-":
         sys.stdout.write(text)
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import structlog
 
+from deploy.cli.complain import warn
 from deploy.cli.files import dump_tables, write_json
 from deploy.cli.options import (
     output_options,
@@ -19,7 +20,6 @@ from deploy.cli.options import (
 from deploy.cli.progress import ProgressDisplay
 from deploy.cli.render import print_report
 from deploy.cli.session import RunOptions, started
-from deploy.cli.terminal import warn
 from deploy.driver.launch import Launch
 from deploy.driver.report import RunReport
 from deploy.scenario.load import load_workloads, unknown_keys

@@ -15,8 +15,9 @@ from typing import Final
 
 import click
 
+from deploy.cli.complain import NAME, complain
 from protocols.errno import BadInputError, ShatterproofError
-from protocols.text import LINE_MAX, shown
+from protocols.text import NAME_MAX, shown
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
@@ -24,7 +25,6 @@ EXIT_INTERNAL: Final = 70
 """EX_SOFTWARE of sysexits.h: no verdict about anything but this program."""
 TRACEBACK: Final = "SHATTERPROOF_TRACEBACK"
 """Set in the environment: the traceback, or a component's story, before the one line."""
-NAME: Final = "shatterproof"
 
 
 def _audit() -> click.Command:
@@ -89,17 +89,12 @@ def cli() -> None:
     """The large-page memory system of a hypervisor, as components that only talk by messages."""
 
 
-def _complain(text: str) -> None:
-    """One line, whatever the text quotes."""
-    sys.stderr.write(f"{NAME}: {shown(text, LINE_MAX - len(NAME) - 2)}\n")
-
-
 def _complain_of_ourselves(error: Exception) -> None:
     """What was raised, and where, for whoever reports it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{'/'.join(Path(frames[-1].filename).parts[-3:])}:{frames[-1].lineno}"
-    _complain(
-        f"internal error: {type(error).__name__} at {place}: {shown(str(error), LINE_MAX // 3)} "
+    complain(
+        f"internal error: {type(error).__name__} at {place}: {shown(str(error), 2 * NAME_MAX)} "
         f"({TRACEBACK}=1 shows more)"
     )
 
@@ -118,19 +113,19 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         status = cli.main(arguments, prog_name=NAME, standalone_mode=False)
     except click.ClickException as error:
-        _complain(" ".join(error.format_message().split()))
+        complain(" ".join(error.format_message().split()))
         return EXIT_BAD_INPUT
     except BadInputError as error:
-        _complain(str(error))
+        complain(str(error))
         return EXIT_BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
+        complain("interrupted")
         return 130
     except Exception as error:  # noqa: BLE001 (whatever it is, people are told in one line)
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         if isinstance(error, ShatterproofError):
-            _complain(str(error).partition("\n")[0])
+            complain(str(error).partition("\n")[0])
             return EXIT_FAILED
         _complain_of_ourselves(error)
         return EXIT_INTERNAL

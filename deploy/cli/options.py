@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import structlog
+
+from protocols.text import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +86,7 @@ def setup_logging(*, verbose: bool, as_json: bool) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _as_text,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -92,3 +95,11 @@ def setup_logging(*, verbose: bool, as_json: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor: what the line quotes is text."""
+    del logger, method
+    return {
+        name: shown(value) if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
 
+from deploy.cli.complain import complain
 from deploy.profile import CPU_HZ
-from protocols.text import shown
 
 EPILOG: Final = """\b
 Examples:
@@ -86,7 +85,7 @@ def warn_of(cuts: Iterable[str]) -> None:
     """One line about the traces that were cut off, when all else has been done."""
     lines = [cut for cut in dict.fromkeys(cuts) if cut]
     if lines:
-        sys.stderr.write(f"shatterproof: {shown('; '.join(lines))}\n")
+        complain("; ".join(lines))
 
 
 @click.command(epilog=EPILOG)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from deploy.cli.complain import tell
 from deploy.cli.profile import EXIT_TRUNCATED, warn_of
 from deploy.profile.long import long_data, long_report
 
@@ -31,8 +31,7 @@ def long_answer(path: Path, cpu_hz: float, json_path: str | None) -> int | None:
 
 
 def _compiles() -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("compiling the loops for long traces, once on this machine\n")
+    tell("compiling the loops for long traces, once on this machine")
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from deploy.cli import stress_zoo
 from deploy.cli.files import check_directory, check_file, whole_file, write_json
 from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
+from deploy.cli.terminal import output_console
 from deploy.cli.trace import trace_file
 from deploy.stress.builtin import WORKLOADS
 from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS, Case, Schedule
@@ -30,6 +31,7 @@ from deploy.stress.workload import load as load_workload
 from deploy.stress.world import config_of
 from deploy.world import Kinds
 from protocols.errno import BadInputError
+from protocols.text import file_name
 from services.spec.history import to_json_line
 
 EXIT_VIOLATION: Final = 1
@@ -304,7 +306,7 @@ def conclude(
         render.print_campaign(report)
         if example is not None:
             show(example, diagram=options["diagram"])
-            click.echo(str(file))
+            output_console().print(str(file))
     if example is not None:
         return EXIT_VIOLATION
     return EXIT_NO_VERDICT if missing else 0
@@ -313,8 +315,8 @@ def conclude(
 def save(example: Counterexample, directory: Path) -> Path:
     """Write the counterexample; its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    name = example.case.bug or example.case.workload
-    path = directory / f"{name}-{example.violation.invariant}.json"
+    name = file_name(example.case.bug or example.case.workload)
+    path = directory / f"{name}-{file_name(example.violation.invariant)}.json"
     with whole_file(path, "--save") as file:
         file.write(encode(example))
     return path
@@ -354,5 +356,7 @@ def _replay(options: dict[str, Any]) -> int:
         same = violation is not None and violation.invariant == example.violation.invariant
     else:
         same = show(example, diagram=options["diagram"])
-        click.echo("reproduced" if same else "not reproduced: the run came to a clean end")
+        output_console().print(
+            "reproduced" if same else "not reproduced: the run came to a clean end"
+        )
     return EXIT_VIOLATION if same else 0

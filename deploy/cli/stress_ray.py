@@ -6,8 +6,6 @@ import time
 from random import Random
 from typing import Any, Final
 
-import click
-
 from deploy.campaign import parallel
 from deploy.campaign.parallel import FAILING, ParallelResult
 from deploy.cli.files import whole_file, write_json
@@ -136,7 +134,7 @@ def _conclude(
         )
         if missing:
             console.print(f"no verdict: never happened: {', '.join(missing)}")
-        click.echo(bad[0] if bad else verdict)
+        console.print(bad[0] if bad else verdict)
     if bad:
         return EXIT_VIOLATION
     return EXIT_NO_VERDICT if missing else 0

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import msgspec
 
 from deploy.campaign.artifact import Counterexample
@@ -15,6 +14,7 @@ from deploy.campaign.hunt import HuntResult, HuntTask, ZooRow, hunt_task
 from deploy.cli import stress_render as render
 from deploy.cli.files import write_json
 from deploy.cli.stress_progress import CampaignDisplay
+from deploy.cli.terminal import output_console
 from deploy.stress.entry import ZooEntry, load_file
 from deploy.zoo import entries, find
 from protocols.errno import BadInputError
@@ -64,7 +64,7 @@ def _one(result: HuntResult, options: dict[str, Any]) -> int:
     path = save(example, options["save"])
     if options["json_path"] != "-":
         show(example, diagram=options["diagram"])
-        click.echo(str(path))
+        output_console().print(str(path))
     return EXIT_VIOLATION
 
 
@@ -87,9 +87,10 @@ def _list(options: dict[str, Any]) -> int:
     if options["json_path"] is not None:
         write_json({"zoo": found}, options["json_path"])
     if options["json_path"] != "-":
+        console = output_console()
         for each in found:
-            click.echo(f"{each['name']}  ({each['source']}; breaks {each['invariant']})")
-            click.echo(f"    {each['mechanism']}")
+            console.print(f"{each['name']}  ({each['source']}; breaks {each['invariant']})")
+            console.print(f"    {each['mechanism']}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final, TextIO
 
 from rich.console import Console
@@ -64,9 +63,3 @@ def output_console(file: TextIO | None = None) -> Terminal:
 def error_console() -> Terminal:
     """Standard error, for displays of what is going on."""
     return Terminal(stderr=True)
-
-
-def warn(text: str) -> None:
-    """One line on standard error about something that did not stop the command."""
-    name = "shatterproof: warning: "
-    sys.stderr.write(f"{name}{shown(text, LINE_MAX - len(name))}\n")

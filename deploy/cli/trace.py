@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, cast
 
+from deploy.cli.complain import tell
 from deploy.cli.files import reason_of
 from deploy.cli.trace_writer import (
     AT_ONCE,
@@ -84,8 +85,7 @@ class FileSink:
         try:
             _, story = self._writer.communicate(timeout=SILENT_SECONDS)
         except subprocess.TimeoutExpired:
-            if sys.stderr.isatty():
-                sys.stderr.write(f"writing {self._path}\n")
+            tell(f"writing {self._path}")
             _, story = self._writer.communicate()
         if self._writer.returncode:
             raise _unwritable(self._path, story.decode())

@@ -14,6 +14,7 @@ import numpy as np
 
 from deploy.profile.curves import Curves, curves
 from deploy.profile.sample import chosen, spread, standing
+from protocols.text import shown
 from protocols.trace import EVENT_NAMES, ID_SHIFT, NO_GFN
 from services.trace.critical import Chains, slowest, tree
 from services.trace.domains import TYPE_NAMES
@@ -106,9 +107,9 @@ def write_page(trace: Trace, report: dict[str, Any], file: TextIO) -> None:
     }
     page = _asset("page.html")
     parts = {
-        "TITLE": html.escape(trace.source),
+        "TITLE": html.escape(shown(trace.source)),
         "STYLE": _asset("page.css"),
-        "DATA": _packed(json.dumps(data, separators=(",", ":")).encode()),
+        "DATA": _packed(json.dumps(_visible(data), separators=(",", ":")).encode()),
         "BLOCK": _packed(bytes(block.data)),
         "SCRIPT": "".join(_asset(f"{name}.js") for name in SCRIPTS),
     }
@@ -311,6 +312,19 @@ def _hypercalls(trace: Trace, block: Block) -> dict[str, Any]:
         name: calls[name][rows] for name in ("time", "cpu", "domid", "vcpu", "op", "updates")
     }
     return block.table({**columns, "stands": stands}, calls.rows)
+
+
+def _visible(value: Any) -> Any:
+    """The same with all text as people may see it; the page shows it as text, never as HTML."""
+    given = value
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {_visible(name): _visible(each) for name, each in given.items()}
+    # Most lists are long and of numbers.
+    if isinstance(value, (list, tuple)) and not set(map(type, given)) <= {int, float}:
+        return [_visible(each) for each in given]
+    return given
 
 
 def _packed(data: bytes) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from deploy.profile.wire import block, fixed, number, real, text, varint
+from protocols.text import shown
 from protocols.trace import EVENT_NAMES, MemEvent
 from services.trace.critical import Chains
 from services.trace.domains import domains
@@ -47,7 +49,9 @@ def write_perfetto(trace: Trace, file: BinaryIO) -> None:
 
 class _Writer:
     def __init__(self, trace: Trace, file: BinaryIO) -> None:
-        self._trace = trace
+        self._trace = trace = replace(
+            trace, names=list(map(shown, trace.names)), kinds=list(map(shown, trace.kinds))
+        )
         self._file = file
         self._uuids = count(1)
         self._pids = count(1)

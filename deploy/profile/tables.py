@@ -7,6 +7,7 @@ and p2m types by name, ids as ``p2m/3#17``, times in seconds (``started_s``) if 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import duckdb
 import numpy as np
 
 from protocols.errno import BadInputError
+from protocols.text import csv_text
 from protocols.trace import EVENT_NAMES, ID_SHIFT, TABLES
 from services.trace.domains import type_name
 from services.trace.frame import Column, Frame, Trace
@@ -110,8 +112,9 @@ def write_parquet(trace: Trace, path: Path) -> list[Path]:
 
 
 def write_csv(trace: Trace, path: Path) -> list[Path]:
-    """As ``write_parquet``, with a header line."""
-    return _write(trace, path, "csv, header")
+    """As ``write_parquet``, with a header line; no name is a formula to a spreadsheet."""
+    names, kinds = (list(map(csv_text, given)) for given in (trace.names, trace.kinds))
+    return _write(replace(trace, names=names, kinds=kinds), path, "csv, header")
 
 
 def _write(trace: Trace, path: Path, how: str) -> list[Path]:

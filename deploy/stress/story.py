@@ -12,6 +12,7 @@ from protocols.frames import INVALID_FRAME, unpack
 from protocols.memory import NrDone, Status
 from protocols.registry import TAGS
 from protocols.script import RunScript, ScriptDone
+from protocols.text import mermaid_text
 from services.spec.findings import Violation
 
 FRAMES_SHOWN = 3
@@ -154,11 +155,11 @@ def mermaid(steps: Sequence[Step], violation: Violation | None) -> str:
             if name and name not in names:
                 names.append(name)
     out = ["sequenceDiagram"]
-    out += [f"    participant {_id(name)} as {name}" for name in names]
+    out += [f"    participant {_id(name)} as {mermaid_text(name)}" for name in names]
     for step in steps:
         source, _, target = step.channel.partition(">")
         arrow = "-->>" if step.envelope is not None and step.envelope.in_reply_to else "->>"
-        text = describe(step).replace(";", ",").replace("#", "")
+        text = mermaid_text(describe(step))
         if step.envelope is not None and step.envelope.dst == CLIENT:
             text = "done"
         out.append(f"    {_id(source or target)}{arrow}{_id(target)}: {step.number}. {text}")
@@ -168,7 +169,7 @@ def mermaid(steps: Sequence[Step], violation: Violation | None) -> str:
         if step.fault:
             out.append(f"    Note right of {_id(target)}: fault {step.fault}")
     if violation is not None and names:
-        text = str(violation).replace(";", ",").replace("#", "")
+        text = mermaid_text(str(violation))
         out.append(f"    Note over {_id(names[0])},{_id(names[-1])}: {text}")
     return "\n".join(out) + "\n"
 

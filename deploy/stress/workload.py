@@ -14,6 +14,7 @@ from deploy.stress.case import Case, DomainSetup, Host
 from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
 from protocols.script import Operation, OperationKind
+from protocols.text import NAME_MAX, shown
 
 Gfn = int
 """Checked in ``check``: msgspec 0.22 confuses a constrained int with a fixed tuple beside it."""
@@ -159,7 +160,7 @@ def load(path: Path) -> Workload:
         raise BadInputError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInputError(f"{path}: no TOML: {error}") from None
-    data.setdefault("name", path.stem)
+    data.setdefault("name", shown(path.stem, NAME_MAX))
     data.setdefault("summary", "")
     try:
         workload = msgspec.convert(data, Workload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocols.text import mermaid_text
 from services.trace.critical import Chains, tree
 from services.trace.frame import Trace
 
@@ -22,11 +23,11 @@ def mermaid(chains: Chains, request: int, limit: int = MESSAGES_MAX) -> str:
         for name in (trace.names[int(m["src"][row])], trace.names[int(m["dst"][row])]):
             if name not in seen:
                 seen[name] = f"c{len(seen)}"
-                lines.append(f"    participant {seen[name]} as {name}")
+                lines.append(f"    participant {seen[name]} as {mermaid_text(name)}")
     for row in rows:
         src, dst = trace.names[int(m["src"][row])], trace.names[int(m["dst"][row])]
         arrow = "-->>" if m["reply_to"][row] else "->>"
-        lines.append(f"    {seen[src]}{arrow}{seen[dst]}: {label(trace, row)}")
+        lines.append(f"    {seen[src]}{arrow}{seen[dst]}: {mermaid_text(label(trace, row))}")
     if len(rows) == limit:
         served = seen[trace.names[int(m["dst"][request])]]
         lines.append(f"    Note over {served}: cut at {limit} messages")

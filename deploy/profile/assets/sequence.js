@@ -33,10 +33,12 @@ function drawSequence() {
   drawLifelines(root, rows, names);
   drawCauses();
   drawChosenPath(root);
-  diagram = ["sequenceDiagram", ...names.map((n, i) => `    participant c${i} as ${n}`),
-    ...rows.map((i) => `    c${names.indexOf(D.names[M.src[i]])}${M.isReply[i] ? "-->>" : "->>"}c${names.indexOf(D.names[M.dst[i]])}: ${mermaidWords(i)}`),
+  diagram = ["sequenceDiagram", ...names.map((n, i) => `    participant c${i} as ${mermaidText(n)}`),
+    ...rows.map((i) => `    c${names.indexOf(D.names[M.src[i]])}${M.isReply[i] ? "-->>" : "->>"}c${names.indexOf(D.names[M.dst[i]])}: ${mermaidText(mermaidWords(i))}`),
     ...(rows.length === ARROWS ? [`    Note over c${names.indexOf(D.names[M.dst[root]])}: cut at ${ARROWS} messages`] : [])].join("\n") + "\n";
 }
+// As protocols/text.py does: what Mermaid would obey, as the entity of its number.
+const mermaidText = (text) => text.replace(/[#;<>&%$"`]/g, (each) => `#${each.charCodeAt(0)};`);
 function mermaidWords(i) {
   return [D.kinds[M.kind[i]], `#${M.seq[i]}`, M.order[i] >= 0 && `o${M.order[i]}`, M.nr[i] >= 0 && `x${M.nr[i]}`, M.gfn[i] && `gfn ${hex(M.gfn[i] - 1)}`, M.rc[i] && `rc ${M.rc[i]}`].filter(Boolean).join(" ");
 }
