@@ -164,7 +164,7 @@ class Watch:
 
     def _no_cached_table(self, mfns: FrameArray, what: str) -> None:
         for walker in self.walkers.values():
-            held = walker.cached_tables()
+            held = walker.tables_in_use()
             if held.size:
                 both = np.intersect1d(held, mfns)
                 if both.size:

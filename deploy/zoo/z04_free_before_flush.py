@@ -34,8 +34,8 @@ class FreeBeforeFlush(ZooEntry):
 
     name = "xsa-346"
     source = "XSA-346, commit 5777a3742d"
-    invariant = "flushed_before_free"
-    also = ("tlb_coherent", "use_after_free", "flushed_before_table_reuse")
+    invariant = "tlb_coherent"
+    also = ("flushed_before_free", "use_after_free", "flushed_before_table_reuse")
     kinds = Kinds(p2m=DeferredFlush)
     workload = Workload(
         "xsa-346",

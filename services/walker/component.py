@@ -54,7 +54,7 @@ TURNS_MAX: Final = 1000
 """A walk that was overtaken so often is a livelock: fail loudly."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Tables:
     """Where one domain's walks start, and what is cached of its tables."""
 
@@ -74,10 +74,16 @@ class Walker(Component):
         self.tlb = Tlb(TLB_CAPACITIES)
         self.generation = 0
         self._own: _Tables | None = None
+        self._others: set[_Tables] = set()
 
     def cached_tables(self) -> FrameArray:
         """Frames of its own domain's tables that it has read and may follow, ascending."""
         return NO_TABLES if self._own is None else self._own.cache.mfns()
+
+    def tables_in_use(self) -> FrameArray:
+        """As `cached_tables`, and those of other domains that walks under way may follow."""
+        held = [self.cached_tables(), *(tables.cache.mfns() for tables in self._others)]
+        return held[0] if len(held) == 1 else np.unique(np.concatenate(held))
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -88,6 +94,7 @@ class Walker(Component):
         self.generation += 1
         self.tlb.flush()
         self._own = None
+        self._others.clear()
         return Status(0)
 
     @handles(Touch)
@@ -120,7 +127,9 @@ class Walker(Component):
                 tables = await self._tables()
             else:
                 tables = await self._foreign(m.domid)
+                self._others.add(tables)
             result = await self._walk(tables, m.domid, gfns, tally)
+            self._others.discard(tables)
             if result is not None and begun == self.generation:
                 return Translations(pack(result.mfns), 0, tally.refs, 0)
         raise AssertionError(f"{self.context.name}: domid {m.domid}: walk overtaken for ever")

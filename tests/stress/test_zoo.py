@@ -47,7 +47,7 @@ def test_a_counterexample_is_small_repeatable_and_the_same_twice(tmp_path):
     assert engine.outcome.nr_steps == example.steps
     lines = story.lines(engine.outcome.steps, violation)
     assert any("guest_remove_page" in line for line in lines)
-    assert any("violated: flushed_before_free" in line for line in lines)
+    assert any("violated: tlb_coherent" in line for line in lines)
     drawn = story.mermaid(engine.outcome.steps, violation)
     assert drawn.startswith("sequenceDiagram\n")
     assert drawn.count("->>") == len(engine.outcome.steps)
