@@ -112,7 +112,7 @@ def test_every_request_has_one_handler(trees):
     handled = [
         decorator.args[0].id
         for path, tree in trees.items()
-        if name(path).startswith("services/") and name(path).endswith("component.py")
+        if name(path).startswith("services/")
         for node in functions(tree)
         for decorator in node.decorator_list
         if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "handles"

@@ -33,7 +33,12 @@ class Component:
     def __init_subclass__(cls) -> None:
         """Collect the handler table, and refuse two handlers of one request."""
         super().__init_subclass__()
-        table: dict[type[Message], str] = dict(cls._handler_names)
+        table: dict[type[Message], str] = {}
+        for base in cls.__bases__:
+            for request, name in getattr(base, "_handler_names", {}).items():
+                assert table.setdefault(request, name) == name, (
+                    f"{cls.__name__}: two handlers of {request.__name__}"
+                )
         own: set[type[Message]] = set()
         for name, member in vars(cls).items():
             request = getattr(member, "__handles__", None)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from protocols.errno import Errno
 from protocols.frames import ORDER_2M, FrameArray, bounds, expand, pack, unpack
 from protocols.heap import SetM2p
-from protocols.p2m import P2mMarkPod, P2mUpdated
+from protocols.p2m import P2mMarkPod, P2mPodCacheAdd, P2mPodState, P2mUpdated
 from protocols.p2m_types import P2mType
 from protocols.trace import MemEvent
+from services.component.component import handles
 from services.component.traps import Call
+from services.p2m.domain import P2mDomain
 from services.p2m.kinds import IS_HOLE, invalid, one, repeated
-
-if TYPE_CHECKING:
-    from services.p2m.component import P2m
-    from services.p2m.set_result import SetResult
+from services.p2m.set_result import SetResult
 
 
-async def mark(p2m: P2m, m: P2mMarkPod) -> P2mUpdated:
+class Demand(P2mDomain):
+    """PoD entries and the cache of frames for them."""
+
+    @handles(P2mMarkPod)
+    async def mark_pod(self, m: P2mMarkPod) -> P2mUpdated:
+        """guest_physmap_mark_populate_on_demand: RAM in the way is -EBUSY."""
+        return await self._update(unpack(m.gfns), m.order, lambda: mark(self, m))
+
+    @handles(P2mPodCacheAdd)
+    async def pod_cache_add(self, m: P2mPodCacheAdd) -> P2mPodState:
+        """p2m_pod_cache_add; with no frames it only tells the counts."""
+        self.pod.add(unpack(m.mfns), m.order)
+        return P2mPodState(self.pod.count, self.pod.entry_count)
+
+
+async def mark(p2m: P2mDomain, m: P2mMarkPod) -> P2mUpdated:
     """guest_physmap_mark_populate_on_demand, extent by extent; RAM in the way is -EBUSY.
 
     Frames that are PoD already are counted once.
@@ -51,7 +63,7 @@ async def mark(p2m: P2m, m: P2mMarkPod) -> P2mUpdated:
     return P2mUpdated(result.nr_done, -errno)
 
 
-def any_pod(p2m: P2m, gfns: FrameArray) -> bool:
+def any_pod(p2m: P2mDomain, gfns: FrameArray) -> bool:
     """Whether one of the gfns is still to be populated."""
     table = p2m.table_now
     if table is None or not gfns.size:
@@ -60,7 +72,7 @@ def any_pod(p2m: P2m, gfns: FrameArray) -> bool:
     return bool((types == P2mType.POPULATE_ON_DEMAND).any())
 
 
-async def populate(p2m: P2m, gfn: int) -> Errno:
+async def populate(p2m: P2mDomain, gfn: int) -> Errno:
     """p2m_pod_demand_populate until the gfn is no longer PoD; inside an exclusive span.
 
     A 1G entry is first cut to 2M, a 2M one to 4K when the cache has no 2M frame left; each
@@ -85,14 +97,14 @@ async def populate(p2m: P2m, gfn: int) -> Errno:
     raise AssertionError(f"{p2m.context.name}: gfn {gfn:#x} is still PoD")
 
 
-async def _remark(p2m: P2m, gfn: int, order: int) -> Errno:
+async def _remark(p2m: P2mDomain, gfn: int, order: int) -> Errno:
     """Write one smaller PoD entry, which splits the larger one that it lies in."""
     pod = P2mType.POPULATE_ON_DEMAND
     result, _ = await p2m.set_entries(one(gfn), invalid(1), order, pod)
     return Errno(result.errno)
 
 
-async def _fill(p2m: P2m, faulting: int, order: int) -> Errno:
+async def _fill(p2m: P2mDomain, faulting: int, order: int) -> Errno:
     """A frame of the cache for a PoD entry, and its M2P word before the span ends."""
     gfn = faulting >> order << order
     mfn = p2m.pod.take(order)

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from protocols.errno import Errno
 from protocols.frames import INVALID_FRAME, ORDER_2M, FrameArray, expand, pack, unpack
 from protocols.heap import PodCacheRequest
-from protocols.p2m import P2mRemovePages, P2mUpdated
+from protocols.p2m import P2mRemovePages, P2mUnmap, P2mUpdated
 from protocols.p2m_types import HOLE_TYPES, P2mType
+from services.component.component import handles
 from services.component.traps import Call
-from services.p2m.kinds import IS_RAM, NO_FRAMES, invalid, repeated
-
-if TYPE_CHECKING:
-    from services.p2m.component import P2m
-    from services.p2m.set_result import SetResult
+from services.p2m.domain import P2mDomain
+from services.p2m.kinds import IS_RAM, NO_FRAMES, invalid, one, repeated
+from services.p2m.set_result import SetResult
 
 
-async def remove_pages(p2m: P2m, m: P2mRemovePages) -> P2mUpdated:
+class Removals(P2mDomain):
+    """What takes pages out of the tables."""
+
+    @handles(P2mRemovePages)
+    async def remove_pages(self, m: P2mRemovePages) -> P2mUpdated:
+        """p2m_pod_decrease_reservation, then guest_remove_page for each page."""
+        return await self._update(
+            unpack(m.gfns),
+            m.order,
+            lambda: remove_pages(self, m),
+            several=lambda: takes_several(self, m),
+        )
+
+    @handles(P2mUnmap)
+    async def unmap(self, m: P2mUnmap) -> P2mUpdated:
+        """p2m_remove_page of one page: exactly this mapping, or -EILSEQ and no change."""
+
+        async def body() -> P2mUpdated:
+            found, _, _ = self.table.get(one(m.gfn))
+            if int(found[0]) != m.mfn:
+                return P2mUpdated(0, -Errno.EILSEQ)
+            result, displaced = await self.set_entries(one(m.gfn), invalid(1), 0, P2mType.INVALID)
+            return P2mUpdated(result.nr_done, -result.errno, pack(displaced))
+
+        return await self._update(one(m.gfn), 0, body)
+
+
+async def remove_pages(p2m: P2mDomain, m: P2mRemovePages) -> P2mUpdated:
     """Extent by extent up to the first that cannot go; whole PoD extents by one write each."""
     displaced: list[FrameArray] = []
     parts = _parts(p2m, m)
@@ -39,12 +63,12 @@ async def remove_pages(p2m: P2m, m: P2mRemovePages) -> P2mUpdated:
     return await _removed(p2m, m.domid, done, errno, displaced)
 
 
-def takes_several(p2m: P2m, m: P2mRemovePages) -> bool:
+def takes_several(p2m: P2mDomain, m: P2mRemovePages) -> bool:
     """Whether the removal commits more than once."""
     return p2m.table_now is not None and len(_parts(p2m, m)) > 1
 
 
-def _parts(p2m: P2m, m: P2mRemovePages) -> list[tuple[FrameArray, bool]]:
+def _parts(p2m: P2mDomain, m: P2mRemovePages) -> list[tuple[FrameArray, bool]]:
     """Neighbouring extents of one kind, which are removed together: (extents, whole PoD).
 
     The order of the extents is kept; those beyond the gfn space are left out.
@@ -64,7 +88,7 @@ def _parts(p2m: P2m, m: P2mRemovePages) -> list[tuple[FrameArray, bool]]:
     ]
 
 
-async def _remove_pod(p2m: P2m, extents: FrameArray, order: int) -> tuple[int, int]:
+async def _remove_pod(p2m: P2mDomain, extents: FrameArray, order: int) -> tuple[int, int]:
     """Extents that hold no memory yet: (extents done, errno)."""
 
     def settle(result: SetResult) -> None:
@@ -76,7 +100,7 @@ async def _remove_pod(p2m: P2m, extents: FrameArray, order: int) -> tuple[int, i
 
 
 async def _removed(
-    p2m: P2m, domid: int, done: int, errno: int, displaced: list[FrameArray]
+    p2m: P2mDomain, domid: int, done: int, errno: int, displaced: list[FrameArray]
 ) -> P2mUpdated:
     if p2m.pod.count > p2m.pod.entry_count:
         big, small = p2m.pod.shrink_to_entries()
@@ -87,7 +111,9 @@ async def _removed(
     return P2mUpdated(done, -errno, pack(mfns))
 
 
-async def _remove_frames(p2m: P2m, extents: FrameArray, order: int) -> tuple[int, int, FrameArray]:
+async def _remove_frames(
+    p2m: P2mDomain, extents: FrameArray, order: int
+) -> tuple[int, int, FrameArray]:
     """4K by 4K up to the first page that cannot go: (extents done, errno, frames removed).
 
     A frame is only reported as removed when its entry really went (XSA-247).

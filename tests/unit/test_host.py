@@ -131,6 +131,21 @@ def test_two_handlers_of_one_request_are_refused():
                 return Status(0)
 
 
+def test_two_parts_of_a_component_do_not_handle_the_same_request():
+    class Part(Component):
+        @handles(FlushTlb)
+        async def one(self, m):
+            return Status(0)
+
+    class Other(Component):
+        @handles(FlushTlb)
+        async def two(self, m):
+            return Status(0)
+
+    with pytest.raises(AssertionError, match="Whole: two handlers of FlushTlb"):
+        type("Whole", (Part, Other), {})
+
+
 def test_awaiting_anything_else_fails():
     class Wrong(Component):
         @handles(FlushTlb)
