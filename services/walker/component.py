@@ -31,16 +31,9 @@ from protocols.walk import (
 from services.component.component import Component, handles
 from services.component.context import Context
 from services.component.traps import Call
+from services.walker.format import FORMATS, WalkFormat, WalkStatus
 from services.walker.frame_cache import FrameCache
-from services.walker.nested_walk import (
-    FORMATS,
-    FlatView,
-    WalkFormat,
-    WalkResult,
-    WalkStatus,
-    gfn_to_mfn_current,
-    walk,
-)
+from services.walker.nested_walk import FlatView, WalkResult, gfn_to_mfn_current, walk
 from services.walker.tlb import Tlb
 
 TLB_CAPACITIES: Final = {0: 1024, 9: 1024, 10: 256, 18: 16}

@@ -6,24 +6,21 @@ for streams. Both give the same results, reference counts included (tested).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from protocols.frames import INVALID_FRAME, PAGE_SHIFT
-from services.walker.frame_cache import NO_SLOT
-
-if TYPE_CHECKING:
-    from services.walker.frame_cache import FrameCache
-    from services.walker.nested_walk import WalkFormat
+from services.walker.format import WalkFormat, WalkStatus
+from services.walker.frame_cache import NO_SLOT, FrameCache
 
 FEW: Final = 4
 """Up to so many gfns are walked one by one."""
 
 _PSE: Final = 1 << 7
-DONE: Final = 0
-NOT_PRESENT: Final = 1
-NEED_FRAME: Final = 2
+DONE: Final[int] = WalkStatus.DONE.value
+NOT_PRESENT: Final[int] = WalkStatus.NOT_PRESENT.value
+NEED_FRAME: Final[int] = WalkStatus.NEED_FRAME.value
 
 Walked = tuple[int, int, int, int]
 """(mfn, order, status, refs), or the missing frame in place of the mfn."""

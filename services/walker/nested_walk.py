@@ -14,9 +14,7 @@ memory, not a table.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from enum import IntEnum
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +22,7 @@ import numpy.typing as npt
 
 from protocols.frames import INVALID_FRAME, PAGE_SHIFT, FrameArray
 from services.walker.few import FEW, columns, walk_few
+from services.walker.format import WalkFormat, WalkStatus
 from services.walker.frame_cache import NO_SLOT, FrameCache, SlotArray
 
 BIT_PSE: Final = 1 << 7
@@ -33,68 +32,6 @@ _BLOCK: Final = 1 << 15
 """Gfns walked together: the temporaries of one block stay in the cache."""
 _NO_TABLE: Final = NO_SLOT - 1
 """In a flat view: no L2 table covers this part, a walk from the root says what does."""
-
-
-class WalkStatus(IntEnum):
-    """How a walk ended."""
-
-    DONE = 0
-    NOT_PRESENT = 1
-    """A nested page fault: an entry that is not present or has reserved bits set."""
-    NEED_FRAME = 2
-    """The next table's frame is not in the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class WalkFormat:
-    """What a walker knows of a paging format. Levels count from 1, the one of the 4K leaves.
-
-    Attributes:
-        name: As in a scenario.
-        index_bits: Width of the index at each level, level 1 first.
-        entry_bits: 64, or 32.
-        present_mask: An entry with none of these bits is not present.
-        frame_bits: Width of the frame field, which starts at bit 12.
-        leaf_levels: Up to this level PSE makes a leaf; above it is reserved.
-        shifts: Gfn bits below the index of each level, level 1 first: the leaf orders.
-        gfn_limit: The first gfn that no table can map.
-    """
-
-    name: str
-    index_bits: tuple[int, ...]
-    entry_bits: int
-    present_mask: int
-    frame_bits: int
-    leaf_levels: int
-    shifts: tuple[int, ...] = field(init=False)
-    gfn_limit: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Compute what every walk uses."""
-        object.__setattr__(self, "shifts", (0, *accumulate(self.index_bits)))
-        object.__setattr__(self, "gfn_limit", 1 << sum(self.index_bits))
-
-    @property
-    def levels(self) -> int:
-        """Levels of tables."""
-        return len(self.index_bits)
-
-    @property
-    def frame_mask(self) -> int:
-        """The frame field in its place."""
-        return ((1 << self.frame_bits) - 1) << PAGE_SHIFT
-
-
-FORMATS: Final = {
-    fmt.name: fmt
-    for fmt in (
-        WalkFormat("npt", (9, 9, 9, 9), 64, 0b001, 40, 3),
-        WalkFormat("ept", (9, 9, 9, 9), 64, 0b111, 40, 3),
-        WalkFormat("pae", (9, 9, 2), 64, 0b001, 32, 2),
-        WalkFormat("x86_32", (10, 10), 32, 0b001, 20, 2),
-    )
-}
-"""The formats by name; a PAE root uses the first four entries of its frame."""
 
 
 @dataclass(frozen=True, slots=True)

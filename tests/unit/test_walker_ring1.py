@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.frames import INVALID_FRAME
+from services.walker.format import FORMATS, WalkStatus
 from services.walker.frame_cache import NO_SLOT, FrameCache
-from services.walker.nested_walk import (
-    FORMATS,
-    FlatView,
-    WalkStatus,
-    gfn_to_mfn_current,
-    walk,
-    walk_foreign,
-)
+from services.walker.nested_walk import FlatView, gfn_to_mfn_current, walk, walk_foreign
 
 NPT, EPT, PAE, X86_32 = FORMATS.values()
 ALL = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
