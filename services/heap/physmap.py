@@ -5,27 +5,44 @@ Source of the rules: xenmem_add_to_physmap_one and xenmem_remove_from_physmap, X
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from protocols import envelope
 from protocols.errno import Errno
 from protocols.frames import FRAME_MAX, INVALID_FRAME, pack, unpack
-from protocols.memory import MAPSPACE_GMFN, MAPSPACE_GMFN_RANGE, AddToPhysmap, RemoveFromPhysmap
+from protocols.memory import (
+    MAPSPACE_GMFN,
+    MAPSPACE_GMFN_RANGE,
+    AddToPhysmap,
+    RemoveFromPhysmap,
+    Status,
+)
 from protocols.p2m import P2mGetEntry, P2mMove, P2mUnmap
 from protocols.p2m_types import RAM_TYPES, P2mType
+from services.component.component import handles
 from services.component.traps import Acquire, Call, Preempt
 from services.heap.accounts import DomainBook
-
-if TYPE_CHECKING:
-    from services.heap.component import Allocator
+from services.heap.node import Node
 
 RANGE_SLICE = 16
 """Pages of a gmfn_range between preemption points."""
 
 
-async def add(allocator: Allocator, m: AddToPhysmap) -> Errno:
+class Physmap(Node):
+    """Pages that change their place."""
+
+    @handles(AddToPhysmap)
+    async def add_to_physmap(self, m: AddToPhysmap) -> Status:
+        """XENMEM_add_to_physmap."""
+        return Status(-await add(self, m))
+
+    @handles(RemoveFromPhysmap)
+    async def remove_from_physmap(self, m: RemoveFromPhysmap) -> Status:
+        """XENMEM_remove_from_physmap."""
+        return Status(-await remove(self, m))
+
+
+async def add(allocator: Node, m: AddToPhysmap) -> Errno:
     """Move the page at ``idx`` to ``gpfn``; a range moves page by page and can be preempted.
 
     A range whose destination overlaps its source from above runs backwards.
@@ -57,7 +74,7 @@ async def add(allocator: Allocator, m: AddToPhysmap) -> Errno:
         book.lock.release()
 
 
-async def _move(allocator: Allocator, book: DomainBook, src: int, dst: int) -> Errno:
+async def _move(allocator: Node, book: DomainBook, src: int, dst: int) -> Errno:
     address = envelope.p2m(book.domid)
     found = await Call(address, P2mGetEntry(book.domid, pack([src])))
     mfn = unpack(found.mfns)
@@ -79,7 +96,7 @@ async def _move(allocator: Allocator, book: DomainBook, src: int, dst: int) -> E
     return Errno.OK
 
 
-async def remove(allocator: Allocator, m: RemoveFromPhysmap) -> Errno:
+async def remove(allocator: Node, m: RemoveFromPhysmap) -> Errno:
     """Unmap one page; the frame stays owned, with an invalid M2P word: an orphan."""
     book = allocator.living(m.domid)
     if book is None:

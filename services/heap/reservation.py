@@ -1,4 +1,4 @@
-"""The reservation calls of memory.c: populate, increase, decrease, PoD target.
+"""The reservation calls of memory.c: populate, increase, decrease.
 
 Each runs in slices. A slice reserves room in the books, takes frames, has the P2M map them, and
 only then writes M2P words for what was mapped and gives back the rest; between slices the call is
@@ -7,32 +7,46 @@ preempted and everybody else may run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from protocols import envelope
-from protocols.errno import Errno
-from protocols.frames import INVALID_FRAME, MAX_ORDER, ORDER_2M, FrameArray, expand, pack, unpack
+from protocols.frames import INVALID_FRAME, MAX_ORDER, FrameArray, expand, pack, unpack
 from protocols.memory import (
     DecreaseReservation,
     IncreaseReservation,
-    PodTarget,
+    NrDone,
     PopulatePhysmap,
-    SetPodTarget,
 )
-from protocols.p2m import P2mAddPage, P2mMarkPod, P2mPodCacheAdd, P2mRemovePages
+from protocols.p2m import P2mAddPage, P2mMarkPod, P2mRemovePages
 from protocols.p2m_types import MemFlag
 from protocols.trace import MemEvent
+from services.component.component import handles
 from services.component.traps import Acquire, Call, Preempt
 from services.heap.accounts import DomainBook
+from services.heap.node import Node
 from services.heap.policy import max_order, opportunistic_extents, slice_extents
 
-if TYPE_CHECKING:
-    from services.heap.component import Allocator
+
+class Reservations(Node):
+    """memory_op's calls on a domain's reservation."""
+
+    @handles(PopulatePhysmap)
+    async def populate_physmap(self, m: PopulatePhysmap) -> NrDone:
+        """XENMEM_populate_physmap; never an error code, only how far it came."""
+        return NrDone(await populate(self, m))
+
+    @handles(IncreaseReservation)
+    async def increase_reservation(self, m: IncreaseReservation) -> NrDone:
+        """XENMEM_increase_reservation."""
+        return NrDone(await increase(self, m))
+
+    @handles(DecreaseReservation)
+    async def decrease_reservation(self, m: DecreaseReservation) -> NrDone:
+        """XENMEM_decrease_reservation."""
+        return NrDone(await decrease(self, m))
 
 
-async def populate(allocator: Allocator, m: PopulatePhysmap) -> int:
+async def populate(allocator: Node, m: PopulatePhysmap) -> int:
     """populate_physmap: extents done, counted from the first; stops at the first failure."""
     book = allocator.living(m.domid)
     pod = bool(m.mem_flags & MemFlag.POPULATE_ON_DEMAND)
@@ -54,7 +68,7 @@ async def populate(allocator: Allocator, m: PopulatePhysmap) -> int:
         book.lock.release()
 
 
-def _nodes(allocator: Allocator, m: PopulatePhysmap | IncreaseReservation) -> list[int]:
+def _nodes(allocator: Node, m: PopulatePhysmap | IncreaseReservation) -> list[int]:
     """Nodes to take frames from; only the control domain may insist on one (XSA-231)."""
     wanted = MemFlag.get_node(m.mem_flags)
     exact = bool(m.mem_flags & MemFlag.EXACT_NODE_REQUEST)
@@ -64,7 +78,7 @@ def _nodes(allocator: Allocator, m: PopulatePhysmap | IncreaseReservation) -> li
 
 
 async def _populate_slices(
-    allocator: Allocator, book: DomainBook, gfns: FrameArray, order: int, nodes: list[int]
+    allocator: Node, book: DomainBook, gfns: FrameArray, order: int, nodes: list[int]
 ) -> int:
     done = 0
     step = slice_extents(order)
@@ -82,7 +96,7 @@ async def _populate_slices(
 
 
 async def _populate_opportunistic(
-    allocator: Allocator, book: DomainBook, gfns: FrameArray, nodes: list[int]
+    allocator: Node, book: DomainBook, gfns: FrameArray, nodes: list[int]
 ) -> int:
     """Serve plain 4K extents with the largest frames they allow, falling back silently."""
     orders = [*(order for order in allocator.config.leaf_orders if order), 0]
@@ -110,14 +124,14 @@ def _tail(bases: FrameArray, order: int, done: int, smaller: int) -> FrameArray:
 
 
 async def _populate_some(
-    allocator: Allocator, book: DomainBook, gfns: FrameArray, order: int, nodes: list[int]
+    allocator: Node, book: DomainBook, gfns: FrameArray, order: int, nodes: list[int]
 ) -> int:
     """One slice: as many leading extents as there is room, memory and page-table frames for."""
     wanted = min(int(gfns.size), book.room() >> order)
     done = 0
     for node in nodes:
         while done < wanted:
-            mfns = await _take(allocator, book, node, order, wanted - done)
+            mfns = await allocator.take(book, node, order, wanted - done)
             if not mfns.size:
                 break
             part = gfns[done : done + mfns.size]
@@ -128,25 +142,8 @@ async def _populate_some(
     return done
 
 
-async def _take(
-    allocator: Allocator, book: DomainBook, node: int, order: int, nr: int
-) -> FrameArray:
-    """Frames of one node, counted in the books before anybody else can use up the room."""
-    if node == allocator.node:
-        free = allocator.memory.heap.free_frames - allocator.claimed_by_others(book)
-        nr = min(nr, max(0, free) >> order)
-    nr = min(nr, book.room() >> order)
-    if nr <= 0:
-        return np.empty(0, dtype=np.uint64)
-    book.tot_pages += nr << order
-    mfns = await allocator.others.alloc(node, order, nr, book.domid)
-    book.tot_pages -= nr << order
-    book.assign(int(mfns.size) << order)
-    return mfns
-
-
 async def _map(
-    allocator: Allocator, book: DomainBook, gfns: FrameArray, mfns: FrameArray, order: int
+    allocator: Node, book: DomainBook, gfns: FrameArray, mfns: FrameArray, order: int
 ) -> int:
     """guest_physmap_add_page for each pair; M2P for what stands, the rest back to the heap.
 
@@ -174,7 +171,7 @@ async def _map(
     return nr
 
 
-async def _mark_pod(allocator: Allocator, book: DomainBook, gfns: FrameArray, order: int) -> int:
+async def _mark_pod(allocator: Node, book: DomainBook, gfns: FrameArray, order: int) -> int:
     done = 0
     step = slice_extents(order)
     while done < gfns.size:
@@ -193,7 +190,7 @@ async def _mark_pod(allocator: Allocator, book: DomainBook, gfns: FrameArray, or
     return done
 
 
-async def increase(allocator: Allocator, m: IncreaseReservation) -> int:
+async def increase(allocator: Node, m: IncreaseReservation) -> int:
     """increase_reservation: frames only; a translated domain cannot see where they are."""
     book = allocator.living(m.domid)
     if book is None or m.extent_order > max_order(m.caller):
@@ -204,7 +201,7 @@ async def increase(allocator: Allocator, m: IncreaseReservation) -> int:
         for node in _nodes(allocator, m):
             while done < m.nr_extents and not book.dying:
                 nr = min(m.nr_extents - done, slice_extents(m.extent_order))
-                mfns = await _take(allocator, book, node, m.extent_order, nr)
+                mfns = await allocator.take(book, node, m.extent_order, nr)
                 if not mfns.size:
                     break
                 done += int(mfns.size)
@@ -215,7 +212,7 @@ async def increase(allocator: Allocator, m: IncreaseReservation) -> int:
         book.lock.release()
 
 
-async def decrease(allocator: Allocator, m: DecreaseReservation) -> int:
+async def decrease(allocator: Node, m: DecreaseReservation) -> int:
     """decrease_reservation: extents wholly removed; the failing one may have lost a prefix."""
     book = allocator.living(m.domid)
     if book is None or m.extent_order > max_order(m.caller):
@@ -247,50 +244,9 @@ async def decrease(allocator: Allocator, m: DecreaseReservation) -> int:
         book.lock.release()
 
 
-def _trace_decrease(allocator: Allocator, m: DecreaseReservation, gfns: FrameArray) -> None:
+def _trace_decrease(allocator: Node, m: DecreaseReservation, gfns: FrameArray) -> None:
     """What Xen traces an extent before it tries to remove it, the failing one included."""
     hook = allocator.context.on_mem_event
     if hook is not None:
         none = np.full(gfns.size, INVALID_FRAME, dtype=np.uint64)
         hook(MemEvent.DECREASE_RESERVATION, m.domid, m.extent_order, 0, gfns, none)
-
-
-async def set_pod_target(allocator: Allocator, m: SetPodTarget) -> PodTarget:
-    """p2m_pod_set_mem_target: grow the cache in 2M steps, then 4K; never shrinks here."""
-    book = allocator.living(m.domid)
-    if book is None:
-        return PodTarget(-Errno.ESRCH, 0, 0, 0)
-    if m.target_pages > book.max_pages:
-        return PodTarget(-Errno.EINVAL, book.tot_pages, 0, 0)
-    address = envelope.p2m(m.domid)
-    await Acquire(book.lock, exclusive=False)
-    try:
-        if book.dying:
-            return PodTarget(-Errno.ESRCH, 0, 0, 0)
-        state = await Call(address, P2mPodCacheAdd(m.domid, 0, b""))
-        populated = book.tot_pages - state.count
-        idle = populated > 0 and state.entry_count == 0
-        target = 0 if idle or m.target_pages < book.tot_pages else m.target_pages - populated
-        if populated > 0:
-            target = min(target, state.entry_count)
-        while (need := target - state.count) > 0 and not book.dying:
-            order = ORDER_2M if need >= 1 << ORDER_2M else 0
-            mfns = await _pod_frames(allocator, book, order, need)
-            if not mfns.size and order:
-                order = 0
-                mfns = await _pod_frames(allocator, book, order, min(need, 1 << ORDER_2M))
-            if not mfns.size:
-                return PodTarget(-Errno.ENOMEM, book.tot_pages, state.count, state.entry_count)
-            state = await Call(address, P2mPodCacheAdd(m.domid, order, pack(mfns)))
-        return PodTarget(0, book.tot_pages, state.count, state.entry_count)
-    finally:
-        book.lock.release()
-
-
-async def _pod_frames(allocator: Allocator, book: DomainBook, order: int, need: int) -> FrameArray:
-    nr = min(need >> order, slice_extents(order))
-    for node in allocator.others.order_of_trial(None, exact=False):
-        mfns = await _take(allocator, book, node, order, nr)
-        if mfns.size:
-            return mfns
-    return np.empty(0, dtype=np.uint64)

@@ -155,7 +155,7 @@ def test_a_run_that_stands_still_says_who_waits(broken, monkeypatch):
     with pytest.raises(RunStuckError, match="the run is stuck") as caught:
         broken.run([("allocator/0", DomctlCreateDomain(2, 5, 1, "off"))])
     line, *others = caught.value.parked
-    assert line.startswith("allocator/0: Allocator.create_domain:")
+    assert line.startswith("allocator/0: LifeCycle.create_domain:")
     assert [other.partition(" for ")[0].rpartition(":")[0] for other in others] == [
         "p2m/2: Faulty.create"
     ] * 2

@@ -349,7 +349,7 @@ def test_where_a_run_stands_when_nothing_moves():
     create = Envelope(CLIENT, "allocator/0", 99, 0, DomctlCreateDomain(1, 5, 1, "off"))
     allocator.deliver(encode_batch([create]))
     (line,) = allocator.parked()
-    assert line.startswith("allocator/0: Allocator.create_domain:")
+    assert line.startswith("allocator/0: LifeCycle.create_domain:")
     assert "domctl_createdomain 99 of client/0" in line
     assert not allocator.report().busy, "a credit that is owed is no work under way"
 
