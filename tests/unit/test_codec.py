@@ -4,7 +4,13 @@ import msgpack
 import msgspec
 import pytest
 
-from protocols.codec import decode_batch, decode_envelope, encode_batch, encode_envelope
+from protocols.codec import (
+    decode_batch,
+    decode_envelope,
+    decode_envelopes,
+    encode_batch,
+    encode_envelope,
+)
 from protocols.envelope import Envelope
 from protocols.errno import ProtocolError
 from protocols.frames import pack, unpack
@@ -76,6 +82,22 @@ def test_a_message_that_does_not_fit_is_refused_by_field(body, complaint):
 def test_bytes_that_are_no_batch_are_refused(data):
     with pytest.raises(ProtocolError):
         decode_batch(data)
+
+
+@pytest.mark.parametrize("decode", [decode_batch, decode_envelope, decode_envelopes])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\x94\x04\xff\x00\x91\x95\xa1\xd3", id="text that is not UTF-8"),
+        pytest.param(b"\x95\xa1\xd3\xa1a\x01\x00\x90", id="an address that is not UTF-8"),
+        pytest.param(b"\x91\x95\xa1\xd3\xa1a\x01\x00\x90", id="an envelope that is not UTF-8"),
+        pytest.param(b"\x91\x95\x01\xc7\x01\xff\x01", id="no timestamp"),
+        pytest.param(b"\x95\x01\x82\x90\x01\x90\x02", id="keys that are lists"),
+    ],
+)
+def test_bytes_that_msgpack_itself_refuses_are_refused_in_words(decode, data):
+    with pytest.raises(ProtocolError):
+        decode(data)
 
 
 def test_constructing_a_mismatched_message_fails_too():
