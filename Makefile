@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo profile-demo test lint types imports bench soak soak-report browser clean setup
+.PHONY: help demo profile-demo test lint types imports bench soak soak-report fuzz browser clean setup
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -48,6 +48,9 @@ soak: $(STAMP)  ## campaigns of stress over everything, ten minutes or SOAK_SCHE
 
 soak-report: $(STAMP)  ## what the soak has found so far
 	$(BIN)/python -m tests.soak.run --report
+
+fuzz: $(STAMP)  ## mutated inputs of every format, two minutes or FUZZ_SECONDS or FUZZ_INPUTS; goes on where it ended
+	$(BIN)/python -m tests.fuzz.run
 
 browser:  ## what the tests of the page need: Debian's chromium (as root), and playwright-core from npm
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) >/dev/null
