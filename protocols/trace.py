@@ -94,11 +94,13 @@ UPDATES: Final = {
     "mfn": "<u8",
     "cause": "<u8",
     "cpu": "<u2",
+    "seq": "<u8",
 }
 """One row a p2m update (set_p2m_entry), in the order in which they were executed.
 
 ``mfn`` is all ones for INVALID_MFN. ``cause``: of our traces the message whose handling made it; of
-a xentrace 1 + the row in HYPERCALLS, 0 if none was under way. ``cpu``: pcpu, or shard.
+a xentrace 1 + the row in HYPERCALLS, 0 if none was under way. ``cpu``: pcpu, or shard. ``seq``
+rises with each update and event of a cpu, whichever of the two tables it is in.
 """
 
 EVENTS: Final = {
@@ -110,6 +112,7 @@ EVENTS: Final = {
     "mfn": "<u8",
     "cause": "<u8",
     "cpu": "<u2",
+    "seq": "<u8",
 }
 """One row an event of MemEvent other than set_p2m_entry, in order; ``gfn`` as in MESSAGES."""
 
@@ -144,3 +147,5 @@ TABLES: Final = {
     "hypercalls": HYPERCALLS,
     "running": RUNNING,
 }
+LATER: Final = frozenset({"seq"})
+"""Columns that files of this version may be without: they were written before these were added."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from protocols import envelope
-from protocols.frames import INVALID_FRAME, MAX_ORDER, FrameArray, expand, pack, unpack
+from protocols.frames import MAX_ORDER, FrameArray, expand, pack, unpack
 from protocols.memory import (
     DecreaseReservation,
     IncreaseReservation,
@@ -19,7 +19,6 @@ from protocols.memory import (
 )
 from protocols.p2m import P2mAddPage, P2mMarkPod, P2mRemovePages
 from protocols.p2m_types import MemFlag
-from protocols.trace import MemEvent
 from services.component.component import handles
 from services.component.traps import Acquire, Call, Preempt
 from services.heap.accounts import DomainBook
@@ -232,7 +231,6 @@ async def decrease(allocator: Node, m: DecreaseReservation) -> int:
             part = gfns[done : done + step]
             remove = P2mRemovePages(book.domid, m.extent_order, pack(part))
             reply = await Call(envelope.p2m(book.domid), remove)
-            _trace_decrease(allocator, m, part[: reply.nr_done + 1])
             mfns = unpack(reply.displaced)
             await allocator.free_frames(mfns, 0, book.domid)
             book.unassign(int(mfns.size))
@@ -242,11 +240,3 @@ async def decrease(allocator: Node, m: DecreaseReservation) -> int:
         return done
     finally:
         book.lock.release()
-
-
-def _trace_decrease(allocator: Node, m: DecreaseReservation, gfns: FrameArray) -> None:
-    """What Xen traces an extent before it tries to remove it, the failing one included."""
-    hook = allocator.context.on_mem_event
-    if hook is not None:
-        none = np.full(gfns.size, INVALID_FRAME, dtype=np.uint64)
-        hook(MemEvent.DECREASE_RESERVATION, m.domid, m.extent_order, 0, gfns, none)

@@ -106,11 +106,16 @@ class P2mDomain(Component):
     ) -> tuple[SetResult, FrameArray]:
         """p2m_set_entry, its flush, and only then the replaced tables; with the RAM displaced.
 
-        ``settle`` sees the result at once: whatever is counted changes with the commit.
+        ``settle`` sees the result at once: whatever is counted changes with the commit. Updates
+        that it leaves there are traced.
         """
         result = self.commit(gfns, mfns, order, p2mt)
         if settle is not None:
             settle(result)
+        hook = self.context.on_mem_event
+        if hook is not None:
+            for some_gfns, some_mfns, some_order, some_type in result.updates:
+                hook(_UPDATE, self.table.domid, some_order, some_type, some_gfns, some_mfns)
         await self.after_commit(result)
         return result, displaced_frames(result)
 
@@ -121,10 +126,6 @@ class P2mDomain(Component):
         self._nr_updates += result.nr_updates
         for from_order, nr in result.nr_shatters.items():
             self._shatters[from_order] = self._shatters.get(from_order, 0) + nr
-        hook = self.context.on_mem_event
-        if hook is not None:
-            for some_gfns, some_mfns, some_order, some_type in result.updates:
-                hook(_UPDATE, table.domid, some_order, some_type, some_gfns, some_mfns)
         return result
 
     def trace(self, event: MemEvent, gfn: int, order: int, mfns: FrameArray, p2mt: int = 0) -> None:

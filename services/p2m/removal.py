@@ -9,11 +9,12 @@ from protocols.frames import INVALID_FRAME, ORDER_2M, FrameArray, expand, pack, 
 from protocols.heap import PodCacheRequest
 from protocols.p2m import P2mRemovePages, P2mUnmap, P2mUpdated
 from protocols.p2m_types import HOLE_TYPES, P2mType
+from protocols.trace import MemEvent
 from services.component.component import handles
 from services.component.traps import Call
 from services.p2m.domain import P2mDomain
 from services.p2m.kinds import IS_RAM, NO_FRAMES, invalid, one, repeated
-from services.p2m.set_result import SetResult
+from services.p2m.set_result import SetResult, Update
 
 
 class Removals(P2mDomain):
@@ -48,6 +49,7 @@ async def remove_pages(p2m: P2mDomain, m: P2mRemovePages) -> P2mUpdated:
     displaced: list[FrameArray] = []
     parts = _parts(p2m, m)
     if not parts:
+        _trace(p2m, unpack(m.gfns)[:1], m.order, [])
         return P2mUpdated(0, -Errno.ENOENT if m.gfns else 0)
     done = 0
     for part, is_pod in parts:
@@ -59,7 +61,10 @@ async def remove_pages(p2m: P2mDomain, m: P2mRemovePages) -> P2mUpdated:
         done += nr
         if nr < part.size:
             return await _removed(p2m, m.domid, done, errno, displaced)
-    errno = Errno.OK if done << 3 == len(m.gfns) else Errno.ENOENT
+    errno = Errno.OK
+    if done << 3 < len(m.gfns):
+        errno = Errno.ENOENT
+        _trace(p2m, unpack(m.gfns)[done : done + 1], m.order, [])
     return await _removed(p2m, m.domid, done, errno, displaced)
 
 
@@ -93,6 +98,7 @@ async def _remove_pod(p2m: P2mDomain, extents: FrameArray, order: int) -> tuple[
 
     def settle(result: SetResult) -> None:
         p2m.pod.entry_count -= result.nr_done << order
+        _trace(p2m, extents[: result.nr_done + 1], order, result.updates)
 
     nothing = invalid(extents.size)
     result, _ = await p2m.set_entries(extents, nothing, order, P2mType.INVALID, settle)
@@ -132,12 +138,38 @@ async def _remove_frames(
 
     def settle(result: SetResult) -> None:
         p2m.pod.entry_count -= int(np.count_nonzero(pod[: result.nr_done]))
+        _trace(p2m, extents[: (result.nr_done >> order) + 1], order, result.updates)
 
     gone = frames[:nr]
     result, displaced = await p2m.set_entries(gone, invalid(nr), 0, P2mType.INVALID, settle)
     if result.nr_done < nr:
         errno = result.errno
     return result.nr_done >> order, errno, displaced
+
+
+def _trace(p2m: P2mDomain, extents: FrameArray, order: int, updates: list[Update]) -> None:
+    """What Xen traces, extent by extent: that it is to go, then the entries written for it.
+
+    ``updates``, which are in the order of the extents, are traced here and taken out.
+    """
+    hook = p2m.context.on_mem_event
+    if hook is None:
+        return
+    domid = p2m.table.domid
+    behind = 0
+    for number in range(extents.size):
+        extent = extents[number : number + 1]
+        hook(MemEvent.DECREASE_RESERVATION, domid, order, 0, extent, invalid(1))
+        behind += 1 << order
+        while updates and behind > 0:
+            gfns, mfns, written, p2mt = updates[0]
+            nr = min(gfns.size, -(-behind >> written))
+            hook(MemEvent.SET_P2M_ENTRY, domid, written, p2mt, gfns[:nr], mfns[:nr])
+            behind -= nr << written
+            updates[0] = (gfns[nr:], mfns[nr:], written, p2mt)
+            if nr == gfns.size:
+                updates.pop(0)
+    assert not updates, f"domid {domid}: {len(updates)} updates of no extent"
 
 
 def _removal_errno(p2mt: P2mType) -> Errno:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from protocols.errno import BadInputError
-from protocols.trace import TABLES
+from protocols.trace import LATER, TABLES
 from services.trace.checked import (
     RECORDED,
     Limits,
@@ -319,6 +319,10 @@ def read_requests(
     return requests
 
 
+_ZEROS: Final[PackedColumn] = (0, 0, memoryview(b""))
+"""A column that a file is without."""
+
+
 def frame_of(
     data: Buffer, blocks: Sequence[Block], table: str, limits: Limits, source: str
 ) -> Frame:
@@ -339,7 +343,7 @@ def frame_of(
         for body, block in zip(bodies, mine, strict=True):
             part = column[at : at + block.rows]
             where = f"{place_of(block, source)}: column `{name}`"
-            unpack(part, body[name], low, high, where)
+            unpack(part, body.get(name, _ZEROS), low, high, where)
             if name == "event":
                 checked_events(part, where)
             at += block.rows
@@ -350,7 +354,7 @@ def frame_of(
 
 def _columns(data: Buffer, block: Block, source: str) -> dict[str, PackedColumn]:
     body: dict[str, PackedColumn] = read_body(data, block, source, dict[str, PackedColumn])
-    if body.keys() != TABLES[block.table].keys():
+    if body.keys() | LATER != TABLES[block.table].keys() | LATER:
         raise BadInputError(
             f"{place_of(block, source)}: {len(body)} columns, expected those of its table"
         )

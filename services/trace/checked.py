@@ -16,7 +16,7 @@ import numpy as np
 from protocols.errno import BadInputError
 from protocols.frames import DOMID_FIRST_RESERVED, FRAME_MAX, ORDER_LIMIT
 from protocols.p2m_types import P2mType
-from protocols.trace import ID_SHIFT, NO_DOMID, NO_NR, NO_ORDER, TABLES, MemEvent
+from protocols.trace import ID_SHIFT, LATER, NO_DOMID, NO_NR, NO_ORDER, TABLES, MemEvent
 from services.trace.frame import Column
 
 TIME_MAX: Final = 1 << 53
@@ -128,7 +128,9 @@ def checked_header(body: memoryview, source: str) -> dict[str, Any]:
             f"{where}: clock `{header.clock.unit}` with {header.clock.ticks_per_s} ticks a second"
         )
     for table in RECORDED:
-        if header.tables.get(table) != list(TABLES[table].items()):
+        columns = list(TABLES[table].items())
+        before = [each for each in columns if each[0] not in LATER]
+        if header.tables.get(table) not in (columns, before):
             raise BadInputError(f"{where}: table `{table}` has not the columns of this version")
     return msgspec.to_builtins(header)
 

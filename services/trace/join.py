@@ -43,6 +43,7 @@ class Joiner:
         self._sends: Table = np.zeros((0, _LEFT + 1), dtype=np.int64)
         self._serves: Table = np.zeros((0, _SHARD + 1), dtype=np.int64)
         self._start: int | None = None
+        self._changed: dict[int, int] = {}
 
     def number(self, name: str) -> int:
         """The number of an address, given when first asked for."""
@@ -113,7 +114,11 @@ class Joiner:
             for name in ("time", "cause", "event", "domid", "order", "type")
         }
         columns["gfn"], columns["mfn"] = made.gfns, made.mfns
-        columns["cpu"] = np.full(int(nr.sum()), tape)
+        total = int(nr.sum())
+        columns["cpu"] = np.full(total, tape)
+        first = self._changed.get(tape, 0)
+        columns["seq"] = np.arange(first, first + total, dtype=np.uint64)
+        self._changed[tape] = first + total
         is_update = columns["event"] == MemEvent.SET_P2M_ENTRY
         event, types = columns.pop("event"), columns.pop("type")
         updates = {name: column[is_update] for name, column in columns.items()}

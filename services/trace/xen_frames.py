@@ -125,7 +125,7 @@ class _Context:
             {
                 "time": self._time[rows], "domid": found.domid, "order": found.order,
                 "type": found.p2mt, "gfn": found.gfn, "mfn": found.mfn,
-                "cause": self._call[rows] + 1, "cpu": self._trace.cpu[rows],
+                "cause": self._call[rows] + 1, "cpu": self._trace.cpu[rows], "seq": rows,
             },
         )  # fmt: skip
 
@@ -169,6 +169,7 @@ class _Context:
             add(event, rows, domid=self._words[trace.payload[rows]])
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         record = whole.pop("record")
+        whole["seq"] = record
         by_time = np.lexsort((record, trace.tsc[record]))
         return Frame.of("events", {name: column[by_time] for name, column in whole.items()})
 

@@ -43,6 +43,10 @@ HYPERCALL_OF: Final = {
 Words = npt.NDArray[np.uint32]
 
 
+RANKS_EACH: Final = 8
+"""A nested page fault takes seven records one after the other."""
+
+
 class Records(NamedTuple):
     """Records of one shape: where and when, and their payload words, shape (n, words)."""
 
@@ -111,21 +115,34 @@ def _stack(*columns: Column) -> Words:
 
 def _records(trace: Trace) -> list[Records]:
     """Every record but the first of each pcpu; ``rank`` orders those of one time."""
-    found = [_added(trace), _updates(trace.updates), *_hypercalls(trace)]
+    of_updates, of_events = _ranks(trace)
+    found = [_added(trace), _updates(trace.updates, of_updates), *_hypercalls(trace)]
     for event in MemEvent:
         if event != MemEvent.SET_P2M_ENTRY:
             rows = np.flatnonzero(trace.events["event"] == event)
-            found += _events(trace.events.take(rows), event, trace)
+            found += _events(trace.events.take(rows), of_events[rows], event, trace)
     return found
 
 
-def _updates(u: Frame) -> Records:
+def _ranks(trace: Trace) -> tuple[Column, Column]:
+    """Ranks of updates and of events behind what else there is, with room for RANKS_EACH each.
+
+    An old trace of ours does not say in which order they were: its updates go first.
+    """
+    updates, events = (frame["seq"].astype(np.int64) for frame in (trace.updates, trace.events))
+    if not (updates.any() or events.any()):
+        updates = np.arange(len(updates))
+        events = len(updates) + np.arange(len(events))
+    return (1 + updates) * RANKS_EACH, (1 + events) * RANKS_EACH
+
+
+def _updates(u: Frame, rank: Column) -> Records:
     tail = u["domid"].astype(np.uint32) | u["order"].astype(np.uint32) << np.uint32(16)
     payload = _stack(*_halves(u["gfn"]), *_halves(u["mfn"]), u["type"], tail)
-    return Records(u["cpu"].astype(np.int64), u["time"], 4, int(MemEvent.SET_P2M_ENTRY), payload)
+    return Records(u["cpu"].astype(np.int64), u["time"], rank, int(MemEvent.SET_P2M_ENTRY), payload)
 
 
-def _events(e: Frame, event: MemEvent, trace: Trace) -> list[Records]:
+def _events(e: Frame, rank: Column, event: MemEvent, trace: Trace) -> list[Records]:
     cpu, time = e["cpu"].astype(np.int64), e["time"]
     domid = np.maximum(e["domid"], 0).astype(np.uint32)
     gfn, mfn = _halves(e["gfn"]), _halves(e["mfn"])
@@ -139,7 +156,6 @@ def _events(e: Frame, event: MemEvent, trace: Trace) -> list[Records]:
         fault = _stack(*gpa, *mfn, nothing, nothing)
         guest, vcpu = _stack(domid << np.uint32(16)), _stack(cpu)
         # Whoever faults runs just then; of faults at one time the next waits for the last.
-        rank = 10 + 10 * np.arange(e.rows)
         leave = SVM_EXIT if trace.header.get("svm_exits") else VMEXIT
         return [
             Records(cpu, time, rank, FROM_RUNNING, vcpu),
@@ -159,7 +175,7 @@ def _events(e: Frame, event: MemEvent, trace: Trace) -> list[Records]:
         payload = _stack(*gfn, *mfn, *tail)
     else:
         payload = _stack(domid)
-    return [Records(cpu, time, 4, int(event), payload)]
+    return [Records(cpu, time, rank, int(event), payload)]
 
 
 def _hypercalls(trace: Trace) -> list[Records]:
