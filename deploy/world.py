@@ -11,6 +11,7 @@ from deploy.scenario.model import HostSpec
 from protocols.errno import BadInputError, ProtocolError
 from services.component.component import Component
 from services.component.context import Context, MemEventHook
+from services.guest.component import Guest
 from services.heap.component import Allocator
 from services.heap.host import HostConfig
 from services.p2m.component import P2m
@@ -78,10 +79,12 @@ def make_component(
     context = Context(address, on_mem_event)
     if service == "p2m" and instance.isdecimal():
         return kinds.p2m(context, config.home(int(instance)), config.p2m_lock)
-    if service == "walker":
+    if service in {"walker", "guest"}:
         domid, _, vcpu = instance.partition(".")
         if domid.isdecimal() and vcpu.isdecimal():
-            return kinds.walker(context, int(domid), int(vcpu))
+            if service == "walker":
+                return kinds.walker(context, int(domid), int(vcpu))
+            return Guest(context, int(domid), int(vcpu), config.nr_nodes)
     if service == "toolstack" and instance.isdecimal():
         return kinds.toolstack(context, config.nr_nodes)
     if service == "allocator" and instance.isdecimal() and int(instance) < config.nr_nodes:
@@ -102,13 +105,16 @@ def load_factory(path: str) -> Factory:
 def shard_of(address: str, shards: int, nr_nodes: int) -> tuple[str, int]:
     """(service, shard) that holds a component.
 
-    P2M and walker by domain, allocator by NUMA node, toolstack by build job.
+    P2M and walker by domain, allocator by NUMA node, toolstack by build job. What a vCPU runs is
+    where its walker is.
 
     Raises:
         ProtocolError: an address that names no component of this world.
     """
     service, _, instance = address.partition("/")
     number = instance.partition(".")[0]
+    if service == "guest":
+        service = "walker"
     if service not in SERVICES or not number.isdecimal():
         raise ProtocolError(f"envelope field `dst`: {address!r} names no component")
     return service, int(number) % shard_count(service, shards, nr_nodes)

@@ -1,8 +1,9 @@
 """The envelope: what travels on a link, and all that travels.
 
 An address names a component, never an actor: ``toolstack/<job>``, ``allocator/<node>``,
-``p2m/<domid>``, ``walker/<domid>.<vcpu>``; ``client/<n>`` is whoever drives the run. A link is an
-ordered pair of addresses; both runtimes keep the order of one link and promise nothing more.
+``p2m/<domid>``, ``walker/<domid>.<vcpu>``, ``guest/<domid>.<vcpu>``; ``client/<n>`` is whoever
+drives the run. A link is an ordered pair of addresses; both runtimes keep the order of one link and
+promise nothing more.
 ``msg_id`` counts the envelopes of its source from 1; a reply repeats the id of its request in
 ``in_reply_to``, which is 0 on everything else.
 """
@@ -42,6 +43,11 @@ def p2m(domid: int) -> str:
 def walker(domid: int, vcpu: int) -> str:
     """Address of a vCPU's HAP walker."""
     return f"walker/{domid}.{vcpu}"
+
+
+def guest(domid: int, vcpu: int) -> str:
+    """Address of what a vCPU runs."""
+    return f"guest/{domid}.{vcpu}"
 
 
 CLIENT = "client/0"

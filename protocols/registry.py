@@ -21,6 +21,7 @@ from protocols.domctl import (
     DomctlGetDomainInfo,
     DomctlSetPagingMempoolSize,
 )
+from protocols.guest import GuestRan, LoadProgram, RunGuest
 from protocols.heap import (
     AllocHeapPages,
     FreeHeapPages,
@@ -78,8 +79,10 @@ from protocols.toolstack import (
     TouchDomain,
 )
 from protocols.walk import (
+    Accessed,
     FaultOutcome,
     FlushTlb,
+    GuestAccess,
     NestedPageFault,
     Touch,
     Translations,
@@ -134,6 +137,8 @@ AnyMessage: TypeAlias = (
     | ReadPageTableFrames
     | FlushTlb
     | Touch
+    | GuestAccess
+    | Accessed
     | WalkTranslate
     | Translations
     | NestedPageFault
@@ -144,6 +149,9 @@ AnyMessage: TypeAlias = (
     | PunchDomain
     | TouchDomain
     | DomainResult
+    | LoadProgram
+    | RunGuest
+    | GuestRan
     | RunScript
     | ScriptDone
     | Continuation

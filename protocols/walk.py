@@ -43,6 +43,28 @@ class Touch(Request[Translations], frozen=True, tag="touch"):
         check_frames(self, "gfns")
 
 
+class Accessed(Message, frozen=True, tag="accessed"):
+    """What the accesses of a ``GuestAccess`` cost."""
+
+    nr_faults: Count
+    nr_walk_refs: Count
+    nr_tlb_hits: Count
+
+
+class GuestAccess(Request[Accessed], frozen=True, tag="guest_access"):
+    """A program's accesses, one after the other: each waits for the fault of the one before.
+
+    What nothing maps is emulated: a write is dropped, a read gives ones; the program goes on.
+    """
+
+    domid: Domid
+    gfns: Frames
+    write: bool
+
+    def __post_init__(self) -> None:
+        check_frames(self, "gfns")
+
+
 class WalkTranslate(Request[Translations], frozen=True, tag="gfn_to_mfn"):
     """The RFC's readers: ``gfn_to_mfn_current`` for the walker's own domain, else ``_foreign``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,13 +24,15 @@ from deploy.cli.session import RunOptions, started
 from deploy.driver.launch import Launch
 from deploy.driver.report import RunReport
 from deploy.scenario.load import load_workloads, unknown_keys
-from deploy.scenario.model import Scenario
+from deploy.scenario.model import Run, Scenario
 from deploy.world import host_config
 from protocols.errno import BadInputError
+from protocols.text import shown
 
 EPILOG = """\b
 Examples:
   shatterproof launch guest.cfg --host-memory 8GiB --xen-cmdline "hap_1gb=0"
+  shatterproof launch guest.cfg --run --runtime local --dump-p2m out
   shatterproof launch examples/fleet.toml --shards 2 --json -
 """
 
@@ -58,6 +61,12 @@ Examples:
     default=None,
     help="populate_physmap policy of the host (default explicit).",
 )
+@click.option(
+    "--run",
+    "programs",
+    is_flag=True,
+    help="Then let the guests run their programs (kernel tiny.elf, or program = of a scenario).",
+)
 @strict_option
 @click.option(
     "--trace",
@@ -82,6 +91,7 @@ def launch(
     xen_cmdline: str | None,
     paging: str | None,
     superpages: str | None,
+    programs: bool,
     strict: bool,
     trace: Path | None,
     trace_clock: str | None,
@@ -108,6 +118,8 @@ def launch(
     }
     given = {name: value for name, value in flags.items() if value is not None}
     scenario = load(workloads, given, strict=strict)
+    if programs:
+        scenario = with_run(scenario)
     if trace_clock == "steps" and runtime == "ray":
         raise BadInputError("--trace-clock steps: needs --runtime local; on Ray time passes")
     options = RunOptions(
@@ -134,6 +146,22 @@ def load(
     for source, key in ignored:
         log.debug("key does not matter to memory, ignored", source=source, key=key)
     return scenario
+
+
+def with_run(scenario: Scenario) -> Scenario:
+    """The scenario with a run of the guests' programs at its end, unless it has one already.
+
+    Raises:
+        BadInputError: no guest has a program.
+    """
+    if not any(any(spec.programs) for spec in scenario.domains):
+        raise BadInputError(
+            f"--run: no guest of {shown(scenario.source)} has a program; "
+            "expected kernel = 'tiny.elf' with a cmdline, or program = in a scenario"
+        )
+    if any(isinstance(phase, Run) for phase in scenario.phases):
+        return scenario
+    return replace(scenario, phases=(*scenario.phases, Run()))
 
 
 def run_scenario(scenario: Scenario, options: RunOptions) -> RunReport:

@@ -41,6 +41,9 @@ def print_domains(domains: Sequence[DomainStatus], console: Terminal) -> None:
         table.add_column(ORDER_NAMES.get(order, str(order)), justify="right")
     table.add_column("shatters", justify="right")
     table.add_column("populates", justify="right")
+    ran = any(domain.vcpus for domain in domains)
+    if ran:
+        table.add_column("program")
     for domain in domains[:ROWS_MAX]:
         status = domain.status if domain.error is None else f"{domain.status}: {domain.error}"
         table.add_row(
@@ -51,12 +54,22 @@ def print_domains(domains: Sequence[DomainStatus], console: Terminal) -> None:
             *(f"{domain.extents.get(order, 0):,}" for order in orders),
             f"{domain.shatters:,}",
             f"{domain.populate_calls:,}",
+            *([_program(domain)] if ran else []),
         )
     console.print(table)
     rest = domains[ROWS_MAX:]
     if rest:
         built = sum(domain.status == "built" for domain in rest)
         console.print(f"... and {len(rest)} more, {built} of them built")
+
+
+def _program(domain: DomainStatus) -> str:
+    """How far the vCPUs came: "1,544 operations, blocked"."""
+    if not domain.vcpus:
+        return ""
+    states = ", ".join(dict.fromkeys(state for _, state in sorted(domain.vcpus.items())))
+    failed = f", {domain.failed_calls:,} calls failed" if domain.failed_calls else ""
+    return f"{domain.operations:,} operations{failed}, {states}"
 
 
 def print_audit(report: RunReport, console: Terminal) -> None:

@@ -21,7 +21,6 @@ from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
 from deploy.cli.terminal import output_console
 from deploy.cli.trace import trace_file
-from deploy.cli.trust import consent
 from deploy.stress.builtin import WORKLOADS
 from deploy.stress.case import FAULT_KINDS, LOCK_PROTOCOLS, Case, Schedule
 from deploy.stress.run import run_schedule, schedule_of
@@ -122,7 +121,6 @@ WORKLOAD (split-storm if there is none) is a TOML file or one of:
     help="See a counterexample again.",
 )
 @click.option("--until", type=click.IntRange(0), default=None, help="Stop the replay at a step.")
-@click.option("--trust", is_flag=True, help="Run the code that a replayed file may hold, unasked.")
 @click.option(
     "--diagram",
     type=click.Path(path_type=Path),
@@ -180,8 +178,6 @@ def _check(options: dict[str, Any]) -> None:
         )
     if options["until"] is not None and options["replay_path"] is None:
         raise BadInputError("--until: needs --replay")
-    if options["trust"] and options["replay_path"] is None:
-        raise BadInputError("--trust: needs --replay")
     if options["schedules"] is not None and options["seconds"] is not None:
         raise BadInputError("--seconds: give either --schedules or --seconds")
     if options["runtime"] == "local" and options["address"] is not None and options["jobs"] == 1:
@@ -341,7 +337,6 @@ def show(example: Counterexample, *, diagram: Path | None = None) -> bool:
 
 def _replay(options: dict[str, Any]) -> int:
     example = load(options["replay_path"])
-    consent(example, options["replay_path"], trusted=options["trust"])
     until = options["until"]
     if until is not None and until < example.steps:
         kinds = kinds_of(example.case.bug, example.entry)

@@ -19,11 +19,13 @@ from deploy.scenario.model import (
     Pause,
     Phase,
     Punch,
+    Run,
     Scenario,
     Touch,
 )
 from protocols import envelope
 from protocols.frames import ORDER_2M, pack
+from protocols.guest import GuestRan, LoadProgram, RunGuest
 from protocols.message import Message, Request
 from protocols.toolstack import (
     BalloonDomain,
@@ -64,6 +66,7 @@ class Launch:
             for spec in scenario.domains
         }
         self._touched = False
+        self._loaded: set[tuple[int, int]] = set()
 
     def run(self) -> RunReport:
         """All phases, then the final audit."""
@@ -113,9 +116,37 @@ class Launch:
         domids = [domid for domid, domain in self._domains.items() if domain.status == wanted]
         if isinstance(phase, Touch):
             self._touched = True
+        if isinstance(phase, Run):
+            self._run_guests(phase, domids)
+            return
         for step in self._requests(phase, domids, number):
             for message in self._runtime.run(step):
                 self._settle(phase, cast("DomainResult", message))
+
+    def _run_guests(self, phase: Run, domids: Sequence[int]) -> None:
+        """All vCPUs that have a program, at once; each starts its own at its first run."""
+        vcpus = [
+            (domid, vcpu, program)
+            for domid in domids
+            for vcpu, program in enumerate(self._specs[domid].programs)
+            if program
+        ]
+        self._touched |= bool(vcpus)
+        fresh = [each for each in vcpus if each[:2] not in self._loaded]
+        self._loaded.update(each[:2] for each in fresh)
+        self._runtime.run(
+            [
+                (envelope.guest(domid, vcpu), LoadProgram(domid, list(program)))
+                for domid, vcpu, program in fresh
+            ]
+        )
+        run = [
+            (envelope.guest(domid, vcpu), RunGuest(domid, phase.operations))
+            for domid, vcpu, _ in vcpus
+        ]
+        for message in self._runtime.run(run):
+            ran = cast("GuestRan", message)
+            self._domains[ran.domid].ran(ran)
 
     def _settle(self, phase: Phase, result: DomainResult) -> None:
         domain = self._domains[result.domid]
@@ -171,7 +202,7 @@ class Launch:
                 last = phase.first_gfn + phase.pages // step * step
                 gfns = pack(np.arange(phase.first_gfn, last, step, dtype=np.uint64))
                 return BalloonDomain(domid, phase.direction == "down", phase.order, gfns)
-            case Pause() | Audit():
+            case Pause() | Audit() | Run():
                 raise AssertionError(f"{phase} asks nothing of a domain")
 
     def _build(self, spec: DomainSpec) -> BuildDomain:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocols.control import LeafTable
+from protocols.guest import GuestRan, GuestState
 from services.spec.findings import AuditReport
 
 SCHEMA = "shatterproof.launch/1"
@@ -26,9 +27,24 @@ class DomainStatus:
     tot_pages: int = 0
     pod_entries: int = 0
     table: LeafTable | None = None
+    operations: int = 0
+    failed_calls: int = 0
+    vcpus: dict[int, GuestState] = field(default_factory=dict[int, GuestState])
+
+    def ran(self, ran: GuestRan) -> None:
+        """Count what one of its vCPUs has done of its program."""
+        self.operations += ran.nr_done
+        self.failed_calls += ran.nr_failed
+        self.vcpus[ran.vcpu] = ran.state
 
     def to_json(self) -> dict[str, Any]:
-        """The domain's object in the report."""
+        """The domain's object in the report; ``program`` if a vCPU has run one."""
+        states = [state for _, state in sorted(self.vcpus.items())]
+        program = {
+            "operations": self.operations,
+            "failed_calls": self.failed_calls,
+            "states": states,
+        }
         return {
             "name": self.name,
             "domid": self.domid,
@@ -40,6 +56,7 @@ class DomainStatus:
             "extents": {str(order): nr for order, nr in sorted(self.extents.items()) if nr},
             "shatters": self.shatters,
             "populate_calls": self.populate_calls,
+            **({"program": program} if states else {}),
         }
 
 

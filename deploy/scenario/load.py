@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from deploy.scenario.model import Build, DomainSpec, HostSpec, Phase, Scenario
+from deploy.scenario.program import program_of
 from deploy.scenario.read import read_text
 from deploy.scenario.toml import HostTable, read_scenario
 from deploy.scenario.xen_cmdline import parse_size_mib, parse_xen_cmdline
@@ -17,6 +18,7 @@ from protocols.errno import BadInputError
 from protocols.frames import DOMID_FIRST_RESERVED
 from protocols.text import NAME_MAX, shown
 from protocols.toolstack import GuestConfig
+from services.guest.program import Programs
 from services.toolstack.builder import plan_build
 from services.toolstack.xl_cfg import XlConfig, near, parse_xl_cfg
 
@@ -41,6 +43,7 @@ class _Wanted:
     count: int
     superpages: str | None
     force_4k: tuple[tuple[int, int], ...]
+    programs: Programs
 
 
 def load_workloads(
@@ -72,13 +75,14 @@ def load_workloads(
                     table.count,
                     table.superpages,
                     table.force_4k,
+                    table.programs,
                 )
                 for table in file.domains
             ]
             unknown += [each for table in file.domains for each in table.unknown]
         else:
             config = parse_xl_cfg(read_text(path), source)
-            wanted.append(_Wanted(source, config, 1, None, ()))
+            wanted.append(_Wanted(source, config, 1, None, (), program_of(config)))
             unknown += [(source, key) for key in config.unknown]
     host, ignored = _host(hosts, flags)
     domains = _domains(wanted, host)
@@ -163,7 +167,8 @@ def _domains(wanted: Sequence[_Wanted], host: HostSpec) -> tuple[DomainSpec, ...
                 )
             names[guest.name] = each.source
             policy = each.superpages or host.superpages
-            specs.append(DomainSpec(len(specs) + 1, guest, policy, each.force_4k))
+            domid = len(specs) + 1
+            specs.append(DomainSpec(domid, guest, policy, each.force_4k, each.programs))
     if len(specs) >= DOMID_FIRST_RESERVED:
         raise BadInputError(f"{len(specs)} domains: expected fewer than {DOMID_FIRST_RESERVED}")
     return tuple(specs)

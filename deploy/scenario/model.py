@@ -14,6 +14,7 @@ import msgspec
 from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
 from protocols.toolstack import GuestConfig
+from services.guest.program import Programs
 
 Paging: TypeAlias = Literal["npt", "ept", "pae", "x86_32"]
 Superpages: TypeAlias = Literal["explicit", "opportunistic", "off"]
@@ -45,12 +46,16 @@ class HostSpec:
 
 @dataclass(frozen=True, slots=True)
 class DomainSpec:
-    """One domain to build; ``force_4k`` are half-open gfn ranges as (gfn, nr)."""
+    """One domain to build; ``force_4k`` are half-open gfn ranges as (gfn, nr).
+
+    ``programs`` are what its vCPUs run, from vCPU 0 on.
+    """
 
     domid: int
     config: GuestConfig
     superpages: str
     force_4k: tuple[tuple[int, int], ...] = ()
+    programs: Programs = ()
 
 
 class PhaseBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -98,6 +103,15 @@ class Balloon(PhaseBase, frozen=True, tag="balloon"):
     order: Literal[0, 9] = 0
 
 
+class Run(PhaseBase, frozen=True, tag="run"):
+    """Every vCPU that has a program goes on with it until it blocks or powers off.
+
+    ``operations`` is how many accesses and hypercalls each may do.
+    """
+
+    operations: Positive = 1 << 20
+
+
 class Destroy(PhaseBase, frozen=True, tag="destroy"):
     """Destroy every domain."""
 
@@ -112,7 +126,7 @@ class Audit(PhaseBase, frozen=True, tag="audit"):
     """Audit here, not only at the end."""
 
 
-Phase: TypeAlias = Build | Touch | Punch | Balloon | Destroy | Pause | Audit
+Phase: TypeAlias = Build | Touch | Punch | Balloon | Run | Destroy | Pause | Audit
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,17 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_args
 import msgspec
 
 from deploy.scenario.model import Build, LockProtocol, Paging, Phase, Superpages
+from deploy.scenario.program import program_of
 from deploy.scenario.read import read_text, read_toml
 from protocols.errno import BadInputError
 from protocols.frames import FRAME_MAX
+from services.guest.program import Programs, parse_program
 from services.toolstack.xl_cfg import KNOWN, XlConfig, interpret, near
 from services.toolstack.xl_syntax import Setting, Value, read_settings
 
 T = TypeVar("T")
 
-DOMAIN_KEYS: Final = frozenset({"count", "config", "superpages", "force_4k"})
+DOMAIN_KEYS: Final = frozenset({"count", "config", "superpages", "force_4k", "program"})
 """Keys of a ``[[domains]]`` table that are not xl's."""
 COUNT_MAX: Final = 20_000
 
@@ -53,6 +55,7 @@ class OwnKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force_4k: list[str | tuple[int, int]] = msgspec.field(
         default_factory=list[str | tuple[int, int]]
     )
+    program: str | list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class DomainTable:
     count: int
     superpages: str | None
     force_4k: tuple[tuple[int, int], ...]
+    programs: Programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,26 @@ def _domain(path: Path, at: str, entry: dict[str, Any]) -> DomainTable:
                 f"{where}.force_4k: overlapping ranges at gfn {second:#x}, expected disjoint ones"
             )
     config = interpret(settings, lambda key: f"{where}.{key}")
-    return DomainTable(where, config, unknown, own.count, own.superpages, ranges)
+    programs = _programs(own.program, config, where)
+    return DomainTable(where, config, unknown, own.count, own.superpages, ranges, programs)
+
+
+def _programs(given: str | list[str] | None, config: XlConfig, where: str) -> Programs:
+    """What each vCPU runs; without a program given, what the kernel runs.
+
+    In a list, an empty text is a vCPU that runs nothing.
+    """
+    if given is None:
+        return program_of(config)
+    texts = [given] if isinstance(given, str) else given
+    if len(texts) > config.vcpus:
+        raise BadInputError(
+            f"{where}.program: {len(texts)} programs, expected one for each of {config.vcpus} vcpus"
+        )
+    return tuple(
+        () if not text and isinstance(given, list) else parse_program(text, f"{where}.program")
+        for text in texts
+    )
 
 
 def _xl_value(value: object, where: str) -> Value:

@@ -75,6 +75,7 @@ class XlConfig:
 
     ``ignored`` names the keys of the file that have no bearing on memory for this guest type,
     ``unknown`` those that are no keys of xl.cfg(5).
+    ``cmdline`` is there as it stands: it means something to some kernels only.
     ``hap`` is carried, not judged: the host decides whether it can serve it.
     """
 
@@ -93,6 +94,7 @@ class XlConfig:
     kernel: str
     ignored: tuple[str, ...]
     unknown: tuple[str, ...] = ()
+    cmdline: Setting | None = None
 
     def guest_config(self) -> GuestConfig:
         """The part that travels; its ``vcpus`` is maxvcpus, by which libxl sizes the domain."""
@@ -176,6 +178,7 @@ def interpret(values: Mapping[str, Setting], absent: Callable[[str], str]) -> Xl
         videoram_mib=videoram,
         vnodes=vnodes,
         kernel=settings.string("kernel"),
+        cmdline=values.get("cmdline"),
         ignored=tuple(key for key in values if key in unused),
         unknown=tuple(key for key in values if key not in KNOWN),
     )

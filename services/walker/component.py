@@ -22,7 +22,9 @@ from protocols.memory import Status
 from protocols.p2m import P2mGetRoot, P2mRoot, ReadPageTableFrames
 from protocols.walk import (
     FAULT_RETRY,
+    Accessed,
     FlushTlb,
+    GuestAccess,
     NestedPageFault,
     Touch,
     Translations,
@@ -42,6 +44,8 @@ FAULT_BATCH: Final = 512
 """Faults of one message, which the P2M handles under one lock span."""
 READ_BATCH: Final = 256
 """Table frames (1 MiB) of one read."""
+PART_MAX: Final = 1 << 12
+"""Accesses of a program that are looked up together."""
 NO_TABLES: Final = np.empty(0, dtype=np.uint64)
 TURNS_MAX: Final = 1000
 """A walk that was overtaken so often is a livelock: fail loudly."""
@@ -106,6 +110,34 @@ class Walker(Component):
                 return Translations(shown, tally.faults, tally.refs, tally.hits)
         raise AssertionError(f"{self.context.name}: {gfns.size} accesses overtaken for ever")
 
+    @handles(GuestAccess)
+    async def guest_access(self, m: GuestAccess) -> Accessed:
+        """One access after the other; those that nothing stops go down together.
+
+        After a fault the next part is small and grows again, since a fault may be followed by
+        more, and each part is looked up as it is after the fault before it.
+        """
+        gfns = unpack(m.gfns)
+        tally = _Tally()
+        done, size, overtaken = 0, 1, 0
+        while done < gfns.size:
+            part = gfns[done : done + size]
+            nr = await self._through(part, tally)
+            if nr is None:
+                overtaken += 1
+                assert overtaken < TURNS_MAX, f"{self.context.name}: gfn {int(part[0]):#x}"
+                continue
+            done += nr
+            overtaken = 0
+            size = min(2 * size, PART_MAX)
+            if nr < part.size:
+                size = 1
+                if (await self._fault(part[nr : nr + 1], tally, write=m.write))[0]:
+                    self._forget_frames()
+                else:
+                    done += 1
+        return Accessed(tally.faults, tally.refs, tally.hits)
+
     @handles(WalkTranslate)
     async def translate(self, m: WalkTranslate) -> Translations:
         """gfn_to_mfn_current for the own domain, gfn_to_mfn_foreign for another; no faults."""
@@ -162,7 +194,7 @@ class Walker(Component):
             absent = todo[result.status == WalkStatus.NOT_PRESENT]
             if not absent.size:
                 break
-            retry = await self._fault(m, gfns[absent], tally)
+            retry = await self._fault(gfns[absent], tally, write=m.write)
             if begun != self.generation:
                 return None
             holes.append(absent[~retry])
@@ -170,6 +202,27 @@ class Walker(Component):
             # The entry is there now, our copy of its table is old.
             self._forget_frames()
         return np.concatenate(holes)
+
+    async def _through(self, gfns: FrameArray, tally: _Tally) -> int | None:
+        """Leading accesses that find their frame, or None if a flush overtook them."""
+        begun = self.generation
+        _, hit = self.tlb.lookup(gfns)
+        missed = np.flatnonzero(~hit)
+        if not missed.size:
+            tally.hits += gfns.size
+            return gfns.size
+        tables = await self._tables()
+        result = await self._walk(tables, self.domid, gfns[missed], _Tally())
+        if result is None or begun != self.generation:
+            return None
+        absent = np.flatnonzero(result.status == WalkStatus.NOT_PRESENT)
+        walks = int(absent[0]) if absent.size else missed.size
+        nr = int(missed[walks]) if absent.size else gfns.size
+        # What comes behind a fault has not been walked yet.
+        self._fill_tlb(gfns[missed[:walks]], result.first(walks))
+        tally.refs += result.first(walks + 1).nr_refs
+        tally.hits += int(hit[:nr].sum())
+        return nr
 
     def _fill_tlb(self, gfns: FrameArray, result: WalkResult) -> None:
         if gfns.size == 1:
@@ -181,14 +234,16 @@ class Walker(Component):
             chosen = done & (result.orders == order)
             self.tlb.insert(gfns[chosen], result.mfns[chosen], order)
 
-    async def _fault(self, m: Touch, gfns: FrameArray, tally: _Tally) -> npt.NDArray[np.bool_]:
+    async def _fault(
+        self, gfns: FrameArray, tally: _Tally, *, write: bool
+    ) -> npt.NDArray[np.bool_]:
         """Raise nested page faults; which of the gfns are mapped now."""
         distinct, where = np.unique(gfns, return_inverse=True)
         tally.faults += int(distinct.size)
         outcome = b""
         for first in range(0, distinct.size, FAULT_BATCH):
             part = pack(distinct[first : first + FAULT_BATCH])
-            fault = NestedPageFault(self.domid, part, m.write)
+            fault = NestedPageFault(self.domid, part, write)
             outcome += (await Call(envelope.p2m(self.domid), fault)).outcome
         return (np.frombuffer(outcome, dtype=np.uint8) == FAULT_RETRY)[where]
 

@@ -57,6 +57,12 @@ class WalkResult:
         """Memory references of the walks that came to an end; the others start again."""
         return int(self.refs[self.status != WalkStatus.NEED_FRAME].sum(dtype=np.int64))
 
+    def first(self, nr: int) -> WalkResult:
+        """Those of the first ``nr`` gfns."""
+        return WalkResult(
+            self.mfns[:nr], self.orders[:nr], self.status[:nr], self.refs[:nr], self.needed
+        )
+
 
 class _Walks:
     """The walks of one block of gfns, on their way: a result that is being filled."""

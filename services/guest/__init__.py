@@ -1,0 +1,1 @@
+"""A guest's vCPUs: the programs that they run."""
