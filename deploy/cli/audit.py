@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deploy.cli.files import write_json
+from deploy.cli.files import check_json, write_json
 from deploy.cli.launch import load, run_scenario
 from deploy.cli.options import (
     json_option,
@@ -44,6 +44,7 @@ def audit(
     Cross-checks p2m, M2P, owners, accounting, pools, heap and walkers.
     """
     setup_logging(verbose=False, as_json=False)
+    check_json(json_path)
     options = RunOptions(runtime, address, shards, seed, json_path=None)
     report = run_scenario(load(workloads, {}, strict=strict), options)
     if json_path is not None:

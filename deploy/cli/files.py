@@ -60,6 +60,16 @@ def check_file(path: Path, flag: str) -> None:
     check_directory(path.parent, flag)
 
 
+def check_json(target: str | None) -> None:
+    """See that ``--json`` names what could be written: a file, or standard output (``-``).
+
+    Raises:
+        BadInputError: see ``check_file``.
+    """
+    if target not in {None, "-"}:
+        check_file(Path(str(target)), "--json")
+
+
 @contextmanager
 def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
     """A file that appears at ``path`` only when all of it was written."""

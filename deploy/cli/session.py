@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.cli.files import check_directory, check_file
+from deploy.cli.files import check_directory, check_file, check_json
 from deploy.cli.progress import ProgressDisplay
 from deploy.cli.trace import trace_file
 from deploy.runtime import Runtime, TraceSink
@@ -43,8 +43,7 @@ class RunOptions:
             raise BadInputError("--shards: needs --runtime ray, the local one is one process")
         if self.trace is not None:
             check_file(self.trace, "--trace")
-        if self.json_path not in {None, "-"}:
-            check_file(Path(str(self.json_path)), "--json")
+        check_json(self.json_path)
         if self.dump_p2m is not None:
             check_directory(self.dump_p2m, "--dump-p2m")
 

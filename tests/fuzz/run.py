@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz import seeds
-from tests.fuzz.targets import IN, OUT, TARGETS
+from tests.fuzz.targets import IN, OUT, TARGETS, Input
 from tests.soak.run import revision, say
 from tests.workers import Lost, Terminated, peak_mib, run_tasks, terminate
 
@@ -79,6 +79,7 @@ def _settle(made):
     os.chdir(made)
     for target in TARGETS:
         run_one(make(target, "first", 0, made))
+    run_one(Input(seeds.xentraces(made)[0], ".bin", ["profile", IN, "--json", "-"], twice=True))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = pages * resource.getpagesize() + ROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))

@@ -239,6 +239,13 @@ def test_bad_command_lines(refuse, arguments):
     refuse(*arguments)
 
 
+@pytest.mark.parametrize("command", ["launch", "audit"])
+@pytest.mark.parametrize("place", ["", ".", "none/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(refuse, folder, command, place):
+    path = text(folder, "guest.cfg", GUEST)
+    assert refuse(command, path, *LOCAL, "--json", place).startswith("--json ")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "host:port", "127.0.0.1:99999"])
 def test_a_cluster_that_is_not_there(refuse, folder, address):
     path = text(folder, "guest.cfg", GUEST)
