@@ -97,6 +97,8 @@ def query(trace: Trace, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         database.execute("set enable_external_access = false")
         database.execute("set lock_configuration = true")
         result = database.execute(sql)
+        if not result:
+            raise BadInputError("--sql: expected a query, there is none")
         if result.description is None:
             return [], []
         return [each[0] for each in result.description], result.fetchall()

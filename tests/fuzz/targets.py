@@ -70,7 +70,7 @@ def _compare(verdict, words):
             continue
         what = name
         if name == "out":
-            what, one, two = _differing(json.loads(one), json.loads(two))
+            what, one, two = _differing(_comparable(one), _comparable(two))
         if one != two:
             verdict.faults[f"DIFF {what}"] = f"short {one!s:.600} long {two!s:.600}"
 
@@ -81,7 +81,7 @@ def _comparable(text):
     for domain in report["domains"].values():
         domain.pop("populate", None)
         for name in ("populate_calls", "extents"):
-            domain["series"].pop(name, None)
+            domain.get("series", {}).pop(name, None)
     return report
 
 

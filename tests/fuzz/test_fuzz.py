@@ -85,16 +85,21 @@ def test_a_file_that_was_left_half_written_is_seen(tmp_path):
     assert judged(b"", tmp_path, call).faults == {"LEFT": ".o.html.abc"}
 
 
-def test_the_readers_of_a_xentrace_are_compared(monkeypatch):
-    def call(_, name):
-        what = name if targets.long.LONG_BYTES < 0 else "short"
-        sys.stdout.write(json.dumps({"records": 3, "lost": what}))
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("lost", ["DIFF domains lost"]), ("populate", []), ("series", [])]
+)
+def test_the_readers_of_a_xentrace_are_compared(monkeypatch, name, kinds):
+    def call(_):
+        what = "long" if targets.long.LONG_BYTES < 0 else "short"
+        domain = {"lost": 0, "series": {}}
+        domain |= {name: {"populate_calls": what} if name == "series" else what}
+        sys.stdout.write(json.dumps({"records": 3, "domains": {"7": domain}}))
         return 0
 
-    monkeypatch.setattr(targets, "judge", lambda words: judged(words, call=lambda w: call(w, "x")))
-    verdict = judged([], call=lambda w: call(w, "x"))
+    monkeypatch.setattr(targets, "judge", lambda words: judged(words, call=call))
+    verdict = judged([], call=call)
     targets._compare(verdict, [])
-    assert list(verdict.faults) == ["DIFF lost"]
+    assert list(verdict.faults) == kinds
 
 
 def test_an_own_trace_is_taken_apart_and_put_together(made, monkeypatch):

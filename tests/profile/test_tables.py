@@ -59,6 +59,8 @@ def test_a_capture_in_sql():
     [
         "selec 1",
         "select * from nothing",
+        "",
+        "-- nothing",
         "select nothing from messages",
         "select * from read_csv('/etc/hostname')",
         "copy messages to 'out.csv'",
