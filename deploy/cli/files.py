@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -70,6 +70,21 @@ def check_json(target: str | None) -> None:
         check_file(Path(str(target)), "--json")
 
 
+def check_apart(named: Mapping[str, Path | str | None]) -> None:
+    """See that no two flags have their output written to one place; ``-`` and None are none.
+
+    Raises:
+        BadInputError: with both flags.
+    """
+    flags: dict[Path, str] = {}
+    for flag, given in named.items():
+        if given is None or given == "-":
+            continue
+        first = flags.setdefault(Path(given).absolute(), flag)
+        if first != flag:
+            raise BadInputError(f"{flag} {given}: the same place as that of {first}")
+
+
 @contextmanager
 def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
     """A file that appears at ``path`` only when all of it was written."""
@@ -82,6 +97,10 @@ def whole_file(path: Path, flag: str) -> Generator[BinaryIO]:
             yield file
         Path(name).chmod(0o644)
         Path(name).replace(path)
+    except IsADirectoryError:
+        # It was none when the flags were checked.
+        Path(name).unlink(missing_ok=True)
+        raise BadInputError(f"{flag} {path}: expected a file, this is a directory") from None
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -130,7 +149,10 @@ def csv_rows(table: LeafTable) -> Iterator[str]:
 
 def dump_tables(directory: Path, tables: list[LeafTable]) -> None:
     """One CSV a domain, in a directory that is made if need be."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"--dump-p2m {directory}: cannot be made: {reason_of(error)}") from None
     for table in tables:
         with whole_file(directory / f"dom{table.domid}.csv", "--dump-p2m") as file:
             file.write("".join(csv_rows(table)).encode())

@@ -43,8 +43,9 @@ class Exports(NamedTuple):
         if json_path not in {None, "-"}:
             named["--json"] = Path(str(json_path))
         if named:
-            from deploy.cli.files import check_file  # noqa: PLC0415 (others need it not)
+            from deploy.cli.files import check_apart, check_file  # noqa: PLC0415 (seldom needed)
 
+            check_apart(named)
             for flag, path in named.items():
                 check_file(path, flag)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.cli.files import check_directory, check_file, check_json
+from deploy.cli.files import check_apart, check_directory, check_file, check_json
 from deploy.cli.progress import ProgressDisplay
 from deploy.cli.trace import trace_file
 from deploy.runtime import Runtime, TraceSink
@@ -41,6 +41,8 @@ class RunOptions:
             raise BadInputError("--address: needs --runtime ray")
         if self.runtime == "local" and self.shards != 1:
             raise BadInputError("--shards: needs --runtime ray, the local one is one process")
+        named = {"--trace": self.trace, "--dump-p2m": self.dump_p2m, "--json": self.json_path}
+        check_apart(named)
         if self.trace is not None:
             check_file(self.trace, "--trace")
         check_json(self.json_path)

@@ -16,7 +16,14 @@ from deploy.campaign.artifact import Counterexample, encode, kinds_of, load
 from deploy.campaign.chunks import Plan, Runner, Totals
 from deploy.cli import stress_render as render
 from deploy.cli import stress_zoo
-from deploy.cli.files import check_directory, check_file, check_json, whole_file, write_json
+from deploy.cli.files import (
+    check_apart,
+    check_directory,
+    check_file,
+    check_json,
+    whole_file,
+    write_json,
+)
 from deploy.cli.stress_faults import faults_of
 from deploy.cli.stress_progress import CampaignDisplay
 from deploy.cli.terminal import output_console
@@ -183,6 +190,8 @@ def _check(options: dict[str, Any]) -> None:
     if options["runtime"] == "local" and options["address"] is not None and options["jobs"] == 1:
         raise BadInputError("--address: needs --runtime ray or --jobs")
     check_directory(options["save"], "--save")
+    written = {f"--{flag}": options[flag] for flag in ("history", "diagram", "trace")}
+    check_apart({**written, "--json": options["json_path"]})
     check_json(options["json_path"])
     if options["trace"] is not None and (options["zoo"] is not None or options["compare_locks"]):
         raise BadInputError("--trace: needs a WORKLOAD, or --replay of what --zoo has saved")

@@ -9,8 +9,10 @@ import struct
 import pytest
 from click.testing import CliRunner
 
+from deploy.cli.files import dump_tables, whole_file
 from deploy.cli.main import cli, main, run
 from deploy.cluster.runtime import _probe
+from protocols.errno import BadInputError
 from tests.helpers import DATA, trace_bytes
 
 LOCAL = ["--runtime", "local"]
@@ -244,6 +246,39 @@ def test_bad_command_lines(refuse, arguments):
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(refuse, folder, command, place):
     path = text(folder, "guest.cfg", GUEST)
     assert refuse(command, path, *LOCAL, "--json", place).startswith("--json ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch", *LOCAL, "--trace", "out", "--dump-p2m", "./out"],
+        ["launch", *LOCAL, "--trace", "out", "--json", "out"],
+        ["replay", *LOCAL, "--dump-p2m", "out", "--json", "out"],
+        ["profile", "--html", "out", "--json", "out"],
+        ["profile", "--csv", "out", "--perfetto", "out"],
+    ],
+)
+def test_two_outputs_in_one_place_are_refused_before_anything(refuse, folder, arguments):
+    path = TRACE if arguments[0] != "launch" else text(folder, "guest.cfg", GUEST)
+    assert "the same place as that of --" in refuse(arguments[0], path, *arguments[1:])
+    assert not (folder / "out").exists()
+
+
+def test_two_outputs_of_stress_in_one_place(refuse, folder):
+    message = refuse("stress", "mix", "--schedules", "1", "--history", "o", "--trace", "o")
+    assert message == "--trace o: the same place as that of --history"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_place_that_is_taken_meanwhile(folder):
+    place = folder / "out"
+    with pytest.raises(BadInputError, match="this is a directory"), whole_file(place, "--json"):
+        place.mkdir()
+    assert list(folder.iterdir()) == [place]
+    file = folder / "file"
+    file.touch()
+    with pytest.raises(BadInputError, match=r"--dump-p2m .*: cannot be made: File exists"):
+        dump_tables(file, [])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "host:port", "127.0.0.1:99999"])
